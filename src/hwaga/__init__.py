@@ -1,0 +1,63 @@
+"""Hwaga (화가, "painter"): the image engine for Z-Image Turbo that fits the GPU you have and stays up."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hwaga.cards import ModelCard
+from hwaga.errors import (
+    CardError,
+    CheckpointError,
+    DeviceError,
+    HwagaError,
+    ImageFileError,
+    ModelError,
+    PromptError,
+    PromptTooLongError,
+    RequestError,
+    SettingsError,
+    SizeError,
+    SourceImageError,
+    UnknownModelError,
+)
+from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
+from hwaga.settings import Settings
+from hwaga.source_image import SourceImage
+from hwaga.version import __version__
+
+if TYPE_CHECKING:
+    from hwaga.engine import Engine
+
+__all__ = [
+    "CardError",
+    "CheckpointError",
+    "DeviceError",
+    "Engine",
+    "HwagaError",
+    "ImageFileError",
+    "ImageRequest",
+    "MemoryUse",
+    "ModelCard",
+    "ModelError",
+    "PromptError",
+    "PromptTooLongError",
+    "RequestError",
+    "Result",
+    "Settings",
+    "SettingsError",
+    "SizeError",
+    "SourceImage",
+    "SourceImageError",
+    "Step",
+    "Timings",
+    "UnknownModelError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The engine brings torch, which takes more than a second to import: only who makes pictures pays for it.
+    if name == "Engine":
+        return import_module("hwaga.engine").Engine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,347 @@
+"""Model cards: what a model is, as data. One TOML file each.
+
+Built-in cards lie in ``assets/cards`` and beside the bundled model; a folder with a checkpoint may hold a ``card.toml`` of its
+own, and a path to any card file works as a model's name. A checkpoint folder without a card is taken for what its
+``model_index.json`` says, with the sizes of Z-Image Turbo.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, cast
+
+from hwaga.errors import CardError, CheckpointError, SizeError, UnknownModelError
+
+ASSETS = Path(str(files("hwaga") / "assets"))
+
+CARD_FILE = "card.toml"
+INDEX_FILE = "model_index.json"
+
+FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image", "ZImageImg2ImgPipeline": "z_image"}
+"""Model families by the class that diffusers writes into ``model_index.json``."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of a model.
+
+    Attributes:
+        folder: its folder in the checkpoint.
+        parameters: how many numbers it holds.
+    """
+
+    folder: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Style:
+    """A look that the model can be given.
+
+    Attributes:
+        title: its name for people, by language.
+        lora: file of the LoRA below the card's folder, or None for the base model's own look.
+    """
+
+    title: Mapping[str, str]
+    lora: str | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the model takes.
+
+    Attributes:
+        multiple: sides are multiples of this many pixels.
+        min_side, max_side, max_pixels: bounds of a picture.
+        listed_sizes_only: only the sizes of the card's aspects are good.
+        tokens: the prompt's limit unless a request raises it.
+        max_tokens: how far it may be raised.
+    """
+
+    multiple: int
+    min_side: int
+    max_side: int
+    max_pixels: int
+    listed_sizes_only: bool
+    tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model is.
+
+    Attributes:
+        name: what it is called on the command line.
+        family: which family of networks it belongs to.
+        title, license, source: for people.
+        folder: where its files are or would be.
+        steps: default number of steps.
+        aspects: sizes (width, height) by the name of the shape; the first one is the default.
+        parts: its networks by name.
+        styles: its styles by name.
+        preview: factors from latents to small RGB pictures, ``[channels + 1][3]`` with the offset last; or None.
+    """
+
+    name: str
+    family: str
+    title: str
+    license: str
+    source: str
+    folder: Path
+    steps: int
+    aspects: Mapping[str, tuple[int, int]]
+    limits: Limits
+    parts: Mapping[str, Part]
+    styles: Mapping[str, Style] = field(default_factory=lambda: MappingProxyType({}))
+    preview: tuple[tuple[float, ...], ...] | None = None
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        return next(iter(self.aspects.values()))
+
+    @property
+    def present(self) -> bool:
+        """Whether a checkpoint lies in the folder. Its files are checked when it is opened."""
+        return (self.folder / INDEX_FILE).is_file()
+
+    def size_of(self, aspect: str) -> tuple[int, int]:
+        """Width and height of a shape by name.
+
+        Raises:
+            SizeError: no such shape on this card.
+        """
+        try:
+            return self.aspects[aspect]
+        except KeyError:
+            raise SizeError(f"{self.name} has no aspect {aspect!r}. It has {', '.join(self.aspects)}.") from None
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuses a size that the model does not take.
+
+        Raises:
+            SizeError: with what would do instead.
+        """
+        size, limits = f"{width}x{height}", self.limits
+        remedy = f"Nearest shape: {self.nearest_aspect(width, height)}."
+        if limits.listed_sizes_only and (width, height) not in self.aspects.values():
+            listed = ", ".join(f"{w}x{h} ({name})" for name, (w, h) in self.aspects.items())
+            raise SizeError(f"{self.name} makes only the sizes that it was trained on: {listed}; not {size}. {remedy}")
+        if width % limits.multiple or height % limits.multiple:
+            down, up = (tuple(_round(side, limits.multiple, up=up) for side in (width, height)) for up in (0, 1))
+            raise SizeError(
+                f"Sides must be multiples of {limits.multiple}, and {size} is not. "
+                f"Try {down[0]}x{down[1]} or {up[0]}x{up[1]}."
+            )
+        if min(width, height) < limits.min_side:
+            raise SizeError(f"{size} is too small for {self.name}: sides start at {limits.min_side} pixels. {remedy}")
+        if max(width, height) > limits.max_side or width * height > limits.max_pixels:
+            raise SizeError(
+                f"{size} is too large for {self.name}: sides end at {limits.max_side} pixels and "
+                f"pictures at {limits.max_pixels:,} pixels. {remedy}"
+            )
+
+    def nearest_aspect(self, width: int, height: int) -> str:
+        """The card's shape nearest to a size, as "4:3 (1152x896)"."""
+        name = min(self.aspects, key=lambda a: abs(self.aspects[a][0] / self.aspects[a][1] - width / height))
+        return f"{name} ({self.aspects[name][0]}x{self.aspects[name][1]})"
+
+    @classmethod
+    def read(cls, path: Path) -> ModelCard:
+        """Reads a card file.
+
+        Raises:
+            CardError: with the file and what is wrong in it.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise CardError(f"The model card {path} cannot be read: {error}.") from error
+        try:
+            return _card(_Table(values, ""), path.parent)
+        except CardError as error:
+            raise CardError(f"{path}: {error}") from None
+
+
+def built_in_cards(models: Path) -> dict[str, ModelCard]:
+    """The cards that come with Hwaga, by name.
+
+    Args:
+        models: the folder that fetched models lie in, one folder each, named after the card.
+    """
+    cards = [ModelCard.read(path) for path in sorted((ASSETS / "cards").glob("*.toml"))]
+    bundled = ModelCard.read(ASSETS / "mini" / CARD_FILE)
+    return {card.name: card for card in (bundled, *(replace(card, folder=models / card.name) for card in cards))}
+
+
+def find_card(model: str | Path, models: Path) -> ModelCard:
+    """The card for a model's name, a checkpoint folder or a card file.
+
+    Args:
+        model: "mini", "z-image-turbo", a folder, or a path to a ``.toml`` file.
+        models: the folder that fetched models lie in.
+
+    Raises:
+        UnknownModelError: nothing of that name; near names are listed.
+        CardError: a card that is not valid.
+        CheckpointError: a folder that holds no model.
+    """
+    cards = built_in_cards(models)
+    if str(model) in cards:
+        return cards[str(model)]
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.suffix != ".toml":
+            raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
+        return ModelCard.read(path)
+    if path.is_dir():
+        return _card_of_folder(path, cards["z-image-turbo"])
+    near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UnknownModelError(
+        f"There is no model {str(model)!r}.{meant} Known models: {', '.join(cards)}; a checkpoint folder or a card file works too."
+    )
+
+
+def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
+    if (folder / CARD_FILE).is_file():
+        return ModelCard.read(folder / CARD_FILE)
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        pipeline = index["_class_name"]
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout. "
+            "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Fetch it again.") from error
+    if pipeline not in FAMILY_OF_PIPELINE:
+        raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(FAMILY_OF_PIPELINE)}.")
+    folder = folder.resolve()
+    return replace(
+        like, name=folder.name, family=FAMILY_OF_PIPELINE[pipeline], title=folder.name, license="", source="",
+        folder=folder, styles=MappingProxyType({}), preview=None,
+    )  # fmt: skip
+
+
+class _Table:
+    """A TOML table whose every key must be asked for: what is missing, of another type or never asked for is an error."""
+
+    def __init__(self, values: dict[str, Any], where: str) -> None:
+        self.values, self.where, self.asked = values, where, set[str]()
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        self.asked.add(key)
+        value = self.values.get(key, default)
+        if value is None:
+            raise CardError(f"{self.where}{key} is missing.")
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise CardError(f"{self.where}{key} must be of type {kind.__name__}, not {value!r}.")
+        return value
+
+    def count(self, key: str) -> int:
+        value = cast(int, self.get(key, int))
+        if value < 1:
+            raise CardError(f"{self.where}{key} must be at least 1, not {value}.")
+        return value
+
+    def table(self, key: str, default: dict[str, Any] | None = None) -> _Table:
+        return _Table(self.get(key, dict, default), f"{self.where}{key}.")
+
+    def tables(self) -> dict[str, _Table]:
+        return {key: self.table(key) for key in self.values}
+
+    def close(self) -> None:
+        unknown = sorted(set(self.values) - self.asked)
+        if unknown:
+            raise CardError(f"{self.where}{unknown[0]} is not a key of a model card.")
+
+
+def _card(table: _Table, folder: Path) -> ModelCard:
+    limits = _limits(table.table("limits"))
+    card = ModelCard(
+        name=table.get("name", str),
+        family=table.get("family", str),
+        title=table.get("title", str),
+        license=table.get("license", str),
+        source=table.get("source", str),
+        folder=(folder / table.get("folder", str, ".")).resolve(),
+        steps=table.count("steps"),
+        aspects=MappingProxyType(_aspects(table.table("aspects"))),
+        limits=limits,
+        parts=MappingProxyType({name: _part(part) for name, part in table.table("parts").tables().items()}),
+        styles=MappingProxyType({name: _style(style) for name, style in table.table("styles", {}).tables().items()}),
+        preview=_preview(table.get("preview", list, [])),
+    )
+    table.close()
+    for name, (width, height) in card.aspects.items():
+        try:
+            card.check_size(width, height)
+        except SizeError as error:
+            raise CardError(f"aspects.{name} breaks the card's own limits: {error}") from None
+    if limits.max_tokens < limits.tokens:
+        raise CardError("limits.max_tokens is below limits.tokens.")
+    return card
+
+
+def _limits(table: _Table) -> Limits:
+    limits = Limits(
+        multiple=table.count("multiple"),
+        min_side=table.count("min_side"),
+        max_side=table.count("max_side"),
+        max_pixels=table.count("max_pixels"),
+        listed_sizes_only=table.get("listed_sizes_only", bool, False),
+        tokens=table.count("tokens"),
+        max_tokens=table.count("max_tokens"),
+    )
+    table.close()
+    return limits
+
+
+def _aspects(table: _Table) -> dict[str, tuple[int, int]]:
+    aspects = {}
+    for name in table.values:
+        size = table.get(name, list)
+        if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+            raise CardError(f"aspects.{name} must be [width, height], not {size!r}.")
+        aspects[name] = (size[0], size[1])
+    if not aspects:
+        raise CardError("aspects is empty; its first entry is the default size.")
+    return aspects
+
+
+def _part(table: _Table) -> Part:
+    part = Part(folder=table.get("folder", str), parameters=table.count("parameters"))
+    table.close()
+    return part
+
+
+def _style(table: _Table) -> Style:
+    titles = table.table("title")
+    style = Style(
+        title=MappingProxyType({language: titles.get(language, str) for language in titles.values}),
+        lora=table.get("lora", str, "") or None,
+    )
+    table.close()
+    return style
+
+
+def _preview(rows: list[Any]) -> tuple[tuple[float, ...], ...] | None:
+    if not rows:
+        return None
+    if not all(isinstance(row, list) and len(row) == 3 and all(isinstance(v, float) for v in row) for row in rows):
+        raise CardError("preview must be rows of three numbers: one for each latent channel, then the offset.")
+    return tuple(tuple(row) for row in rows)
+
+
+def _round(side: int, multiple: int, *, up: int) -> int:
+    return max(multiple, (side // multiple + up * (side % multiple > 0)) * multiple)

@@ -1,0 +1,85 @@
+"""Everything that Hwaga refuses, as one tree of exceptions.
+
+Each message says what is wrong and what to do about it, so that a command line, a server or a notebook can show it as it
+is. The command line ends with exit code 2 on any of them.
+
+    HwagaError
+    ├── RequestError              the request cannot be honoured as it stands
+    │   ├── PromptError           empty prompt
+    │   │   └── PromptTooLongError    more tokens than the model takes
+    │   ├── SizeError             width, height or aspect
+    │   └── SourceImageError      the picture to start from cannot be read
+    ├── ModelError                the model cannot be found or opened
+    │   ├── UnknownModelError     no card and no folder of that name
+    │   ├── CardError             a model card that is not valid
+    │   └── CheckpointError       weights missing, damaged or of another shape
+    ├── DeviceError               a device or number format that this machine does not have
+    ├── SettingsError             a configuration file or environment variable that is not valid
+    └── ImageFileError            a picture that cannot be written, or that carries no Hwaga settings
+"""
+
+from __future__ import annotations
+
+
+class HwagaError(Exception):
+    """Base of every error that Hwaga raises on purpose."""
+
+
+class RequestError(HwagaError, ValueError):
+    """The request cannot be honoured as it stands."""
+
+
+class PromptError(RequestError):
+    """The prompt is empty or not text."""
+
+
+class PromptTooLongError(PromptError):
+    """The prompt has more tokens than the limit.
+
+    Attributes:
+        tokens: tokens the prompt has, chat template included.
+        limit: tokens allowed for this request.
+        kept: the part of the prompt that would fit; the cut falls at its end.
+    """
+
+    def __init__(self, message: str, *, tokens: int, limit: int, kept: str) -> None:
+        super().__init__(message)
+        self.tokens = tokens
+        self.limit = limit
+        self.kept = kept
+
+
+class SizeError(RequestError):
+    """Width, height or aspect is not one that the model takes."""
+
+
+class SourceImageError(RequestError):
+    """The picture to start from is missing, damaged, too large or no picture."""
+
+
+class ModelError(HwagaError):
+    """The model cannot be found or opened."""
+
+
+class UnknownModelError(ModelError):
+    """No card and no folder has that name."""
+
+
+class CardError(ModelError):
+    """A model card is not valid."""
+
+
+class CheckpointError(ModelError):
+    """Weights are missing, damaged, or not those of the network that the configuration describes."""
+
+
+class DeviceError(HwagaError):
+    """A device or number format that this machine does not have."""
+
+
+class SettingsError(HwagaError):
+    """A configuration file or environment variable is not valid."""
+
+
+class ImageFileError(HwagaError):
+    """A picture cannot be written, or carries no settings of ours."""

@@ -1,0 +1,67 @@
+"""What the engine asks of a model family, and nothing else.
+
+Tensors: pixels ``[3, H, W]`` float32 in [-1, 1]; latents ``[C, h, w]`` float32; sigmas float32 ``[steps + 1]`` on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from hwaga.sampling.euler import Derivative
+
+Progress = Callable[[int, int], None]
+"""(bytes loaded, bytes in all)."""
+
+
+class Model(Protocol):
+    """The networks of one checkpoint, in memory. ``Conditioning`` is what it makes of a prompt; the engine only hands it on."""
+
+    max_tokens: int
+    """Tokens of a prompt that the networks have positions for."""
+
+    max_side: int
+    """Pixels along a side that the networks have positions for."""
+
+    def tokenize(self, prompt: str, limit: int) -> list[int]:
+        """Token ids of a prompt, template included. Raises PromptTooLongError above the limit."""
+
+    def encode_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
+        """Conditioning for each list of token ids."""
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """Shape ``(C, h, w)`` of the latents of a picture."""
+
+    def schedule(self, steps: int, strength: float, *, steps_scale: bool) -> Tensor:
+        """Sigmas for a start at a noise level of ``strength``; with ``steps_scale``, the full schedule less its first part."""
+
+    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        """Latents taken to a noise level."""
+
+    def derivative(
+        self, conditionings: Sequence[Any], shapes: Sequence[tuple[int, int, int]], schedules: Sequence[Tensor]
+    ) -> Derivative:
+        """The denoiser for a batch, with all that does not depend on the step computed."""
+
+    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None) -> Tensor:
+        """Latents of one picture: the encoder's mean, or a sample of its posterior."""
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Pixels of one picture's latents, not clamped."""
+
+
+class Family(Protocol):
+    """Opens checkpoints of one architecture."""
+
+    dtypes: Sequence[str]
+    """Number formats that the networks may run in."""
+
+    def open(
+        self, folder: Path, *, device: torch.device, dtype: torch.dtype, progress: Progress | None = None
+    ) -> Model:
+        """Loads a checkpoint. Raises CheckpointError for whatever is wrong with it."""

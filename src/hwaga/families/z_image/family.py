@@ -1,0 +1,159 @@
+"""Z-Image as a model family: how its networks are opened and what they are to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hwaga.errors import CheckpointError
+from hwaga.families.family import Progress
+from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
+from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
+from hwaga.families.z_image.tokenizer import PromptTokenizer
+from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, TransformerConfig, ZImageTransformer
+from hwaga.sampling.euler import Derivative
+from hwaga.sampling.schedule import drop_first, flow_match
+from hwaga.weights.checkpoint import Blueprint, read_config
+from hwaga.weights.layouts import AUTOENCODER, Z_IMAGE_TRANSFORMER, qwen3_encoder
+
+
+class ZImageModel:
+    """The networks of a Z-Image checkpoint; see ``families.family.Model`` for the methods."""
+
+    def __init__(
+        self,
+        tokenizer: PromptTokenizer,
+        text_encoder: Qwen3Encoder,
+        transformer: ZImageTransformer,
+        autoencoder: Autoencoder,
+        shift: float,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.text_encoder = text_encoder
+        self.transformer = transformer
+        self.autoencoder = autoencoder
+        self.shift = shift
+        lens, patch = transformer.config.axes_lens, transformer.config.patch
+        # A caption takes positions 1 to its padded length, and the image the one after.
+        captions = (lens[0] - 2) // TOKEN_MULTIPLE * TOKEN_MULTIPLE
+        self.max_tokens = min(captions, text_encoder.config.positions)
+        self.max_side = min(lens[1:]) * patch * autoencoder.config.scale
+
+    def tokenize(self, prompt: str, limit: int) -> list[int]:
+        return self.tokenizer.ids_within(prompt, limit)
+
+    def encode_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        return [self.transformer.refine_caption(caption) for caption in self.text_encoder(prompts)]
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        scale = self.autoencoder.config.scale
+        return self.transformer.config.in_channels, height // scale, width // scale
+
+    def schedule(self, steps: int, strength: float, *, steps_scale: bool) -> Tensor:
+        if steps_scale:
+            return drop_first(flow_match(steps, self.shift), strength)
+        return flow_match(steps, self.shift, strength)
+
+    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        return sigma * noise + (1.0 - sigma) * latents
+
+    def derivative(
+        self, conditionings: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]], schedules: Sequence[Tensor]
+    ) -> Derivative:
+        distinct = torch.cat([schedule[:-1] for schedule in schedules]).unique(sorted=True)
+        row_of = {sigma: row for row, sigma in enumerate(distinct.tolist())}
+        # Time as the reference computes it, in float32: thousandths, counted from noise to picture.
+        times = (1000 - distinct * 1000) / 1000
+        modulation = self.transformer.modulate(times.to(self.transformer.device))
+        packs = {}
+
+        def velocity(latents: Sequence[Tensor], sigmas: Sequence[float], active: Sequence[int]) -> list[Tensor]:
+            captions = [conditionings[i] for i in active]
+            if tuple(active) not in packs:  # once, and again whenever a picture with fewer steps has left
+                packs[tuple(active)] = self.transformer.pack(
+                    [shapes[i][1:] for i in active], [len(caption) for caption in captions]
+                )
+            outputs = self.transformer(
+                latents, captions, packs[tuple(active)], modulation, [row_of[sigma] for sigma in sigmas]
+            )
+            return [-output.float() for output in outputs]
+
+        return velocity
+
+    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None) -> Tensor:
+        noise = None if posterior_noise is None else posterior_noise[None]
+        return self.autoencoder.encode(pixels[None], noise)[0]
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        return self.autoencoder.decode(latents[None])[0]
+
+
+class ZImage:
+    """The family; see ``families.family.Family``. float16 is left out: too narrow for this transformer's activations."""
+
+    dtypes = ("bfloat16", "float32")
+
+    def open(
+        self, folder: Path, *, device: torch.device, dtype: torch.dtype, progress: Progress | None = None
+    ) -> ZImageModel:
+        text_config = TextEncoderConfig.from_json(read_config(folder / "text_encoder"))
+        transformer_config = TransformerConfig.from_json(read_config(folder / "transformer"))
+        autoencoder_config = AutoencoderConfig.from_json(read_config(folder / "vae"))
+        if text_config.hidden != transformer_config.caption_dim:
+            raise CheckpointError(
+                f"{folder}: the text encoder is {text_config.hidden} wide and the transformer reads "
+                f"{transformer_config.caption_dim}. They belong to different checkpoints."
+            )
+        if autoencoder_config.latent_channels != transformer_config.in_channels:
+            raise CheckpointError(
+                f"{folder}: the autoencoder has {autoencoder_config.latent_channels} latent channels and the "
+                f"transformer {transformer_config.in_channels}. They belong to different checkpoints."
+            )
+        shift = _shift(folder)
+        tokenizer = PromptTokenizer(folder / "tokenizer")
+        text_encoder = Blueprint.read(
+            lambda: Qwen3Encoder(text_config), folder / "text_encoder", qwen3_encoder(text_config.layers)
+        )
+        transformer = Blueprint.read(
+            lambda: ZImageTransformer(transformer_config), folder / "transformer", Z_IMAGE_TRANSFORMER
+        )
+        autoencoder = Blueprint.read(lambda: Autoencoder(autoencoder_config), folder / "vae", AUTOENCODER)
+        total = text_encoder.stored_bytes + transformer.stored_bytes + autoencoder.stored_bytes
+        loaded = 0
+
+        def advance(size: int) -> None:
+            nonlocal loaded
+            loaded += size
+            if progress is not None:
+                progress(loaded, total)
+
+        return ZImageModel(
+            tokenizer,
+            text_encoder.load(device=device, dtype=dtype, progress=advance),
+            transformer.load(device=device, dtype=dtype, progress=advance),
+            autoencoder.load(device=device, dtype=dtype, progress=advance),
+            shift,
+        )
+
+
+def _shift(folder: Path) -> float:
+    """The shift of the schedule that the checkpoint was trained for."""
+    values = read_config(folder / "scheduler", "scheduler_config.json")
+    scheduler = values.get("_class_name")
+    if scheduler != "FlowMatchEulerDiscreteScheduler":
+        raise CheckpointError(f"{folder / 'scheduler'} asks for {scheduler}; Z-Image is sampled by flow matching.")
+    unusual = [
+        name
+        for name in ("use_dynamic_shifting", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+                     "invert_sigmas", "stochastic_sampling", "shift_terminal")
+        if values.get(name)
+    ]  # fmt: skip
+    if unusual:
+        raise CheckpointError(f"{folder / 'scheduler'} sets {', '.join(unusual)}, which is not built here.")
+    shift = values.get("shift", 1.0)
+    if not isinstance(shift, int | float) or shift <= 0:
+        raise CheckpointError(f"{folder / 'scheduler'} has no usable shift: {shift!r}.")
+    return float(shift)

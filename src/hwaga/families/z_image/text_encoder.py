@@ -1,0 +1,154 @@
+"""The Qwen3 text encoder: the layers that Z-Image listens to, after transformers' ``Qwen3Model``.
+
+The conditioning is the output of the last layer but one, without the final norm. The last layer, the final norm and the
+language-model head are therefore neither built nor read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from hwaga.errors import CheckpointError
+from hwaga.kernels.reference import attention, rms_norm, rotate_halves, swiglu
+from hwaga.weights.checkpoint import FusedLinear
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """Sizes of the network, as ``text_encoder/config.json`` gives them.
+
+    Attributes:
+        layers: layers of the checkpoint; one less is built.
+    """
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    norm_eps: float
+    rope_theta: float
+    attention_bias: bool
+    positions: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TextEncoderConfig:
+        """Reads transformers' configuration, of version 5 (``rope_parameters``) or before (``rope_theta``).
+
+        Raises:
+            CheckpointError: a value is missing, or the network is of a kind that is not built here.
+        """
+        try:
+            if values["model_type"] != "qwen3":
+                raise CheckpointError(f"The text encoder is of type {values['model_type']!r}; Z-Image needs qwen3.")
+            rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+            config = cls(
+                hidden=values["hidden_size"],
+                intermediate=values["intermediate_size"],
+                layers=values["num_hidden_layers"],
+                heads=values["num_attention_heads"],
+                kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
+                head_dim=values.get("head_dim") or 128,
+                vocabulary=values["vocab_size"],
+                norm_eps=values["rms_norm_eps"],
+                rope_theta=values["rope_theta"] if "rope_theta" in values else rope["rope_theta"],
+                attention_bias=values.get("attention_bias", False),
+                positions=values["max_position_embeddings"],
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"text_encoder/config.json has no usable {error}. Fetch the checkpoint again."
+            ) from error
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise CheckpointError(f"The text encoder scales its positions ({kind!r}), which is not built here.")
+        if values.get("use_sliding_window"):
+            raise CheckpointError("The text encoder uses sliding-window attention, which is not built here.")
+        if values.get("hidden_act", "silu") != "silu":
+            raise CheckpointError(f"The text encoder's activation is {values['hidden_act']!r}; only silu is built here.")
+        return config
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped keys and values and per-head norms of q and k."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.qkv_proj = FusedLinear(config.hidden, (q, kv, kv), bias=config.attention_bias)
+        self.o_proj = nn.Linear(q, config.hidden, bias=config.attention_bias)
+        self.q_norm = nn.Parameter(torch.ones(config.head_dim))
+        self.k_norm = nn.Parameter(torch.ones(config.head_dim))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        heads, kv_heads = self.config.heads, self.config.kv_heads
+        qkv = self.qkv_proj(x).unflatten(-1, (heads + 2 * kv_heads, -1))
+        q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+        q = rotate_halves(rms_norm(q, self.q_norm, self.config.norm_eps), cos, sin)
+        k = rotate_halves(rms_norm(k, self.k_norm, self.config.norm_eps), cos, sin)
+        return cast(Tensor, self.o_proj(attention(q, k, v, lengths, causal=True)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU with gate and up in one product."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = FusedLinear(config.hidden, (config.intermediate, config.intermediate), bias=False)
+        self.down_proj = nn.Linear(config.intermediate, config.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.down_proj(swiglu(self.gate_up_proj(x))))
+
+
+class Layer(nn.Module):
+    """A pre-norm decoder layer."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = nn.Parameter(torch.ones(config.hidden))
+        self.post_attention_layernorm = nn.Parameter(torch.ones(config.hidden))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+        x = x + self.self_attn(rms_norm(x, self.input_layernorm, self.eps), cos, sin, lengths)
+        return cast(Tensor, x + self.mlp(rms_norm(x, self.post_attention_layernorm, self.eps)))
+
+
+class Qwen3Encoder(nn.Module):
+    """Turns token ids into the conditioning of the Z-Image transformer."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers - 1))
+
+    def forward(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Conditioning ``[tokens, hidden]`` for each list of token ids. Prompts are packed, not padded."""
+        device = self.embed_tokens.weight.device
+        lengths = [len(ids) for ids in prompts]
+        ids = torch.tensor([i for prompt in prompts for i in prompt]).to(device, non_blocking=True)
+        x = self.embed_tokens(ids)
+        cos, sin = (table.to(device, x.dtype, non_blocking=True) for table in self._rotation(lengths))
+        for layer in self.layers:
+            x = layer(x, cos, sin, lengths)
+        return list(x.split(lengths))
+
+    def _rotation(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Float32 cosines and sines ``[tokens, head_dim]``; positions start at 0 in each prompt."""
+        dim = self.config.head_dim
+        rates = 1.0 / (self.config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
+        positions = torch.cat([torch.arange(length, dtype=torch.float32) for length in lengths])
+        angles = torch.outer(positions, rates).repeat(1, 2)
+        return angles.cos(), angles.sin()

@@ -1,0 +1,434 @@
+"""The Z-Image transformer (S3-DiT): one stream of image and caption tokens, after diffusers' ``ZImageTransformer2DModel``.
+
+What does not depend on the step is computed outside of it: a caption is embedded and refined once a prompt
+(``refine_caption``), the modulation of all steps once a generation (``modulate``), positions once a shape (``pack``). A step
+(``forward``) then runs over packed tokens: every image has its own length, and attention stays inside an image.
+
+Shapes: C latent channels, h × w latent pixels, p patch side, D model width, T packed tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwaga.errors import CheckpointError
+from hwaga.kernels.reference import attention, gated_residual, norm_modulate, rms_norm, rotate_pairs, swiglu
+from hwaga.weights.checkpoint import FusedLinear
+
+TOKEN_MULTIPLE = 32
+"""Image tokens and caption tokens are each padded to a multiple of this with a learned token, which is attended."""
+
+TIME_CHANNELS = 256
+"""Width of the sinusoid that a time is written as, and the most that modulation sees of it."""
+
+TIME_HIDDEN = 1024
+
+QK_NORM_EPS = 1e-5
+FINAL_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes of the network, as ``transformer/config.json`` gives them."""
+
+    dim: int
+    layers: int
+    refiner_layers: int
+    heads: int
+    norm_eps: float
+    qk_norm: bool
+    in_channels: int
+    patch: int
+    caption_dim: int
+    rope_theta: float
+    time_scale: float
+    axes_dims: tuple[int, int, int]
+    axes_lens: tuple[int, int, int]
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.heads
+
+    @property
+    def hidden(self) -> int:
+        return int(self.dim / 3 * 8)
+
+    @property
+    def time_dim(self) -> int:
+        return min(self.dim, TIME_CHANNELS)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> TransformerConfig:
+        """Reads diffusers' configuration.
+
+        Raises:
+            CheckpointError: a value is missing, or the network is of a kind that is not built here.
+        """
+        try:
+            config = cls(
+                dim=values["dim"],
+                layers=values["n_layers"],
+                refiner_layers=values["n_refiner_layers"],
+                heads=values["n_heads"],
+                norm_eps=values["norm_eps"],
+                qk_norm=values["qk_norm"],
+                in_channels=values["in_channels"],
+                patch=values["all_patch_size"][0],
+                caption_dim=values["cap_feat_dim"],
+                rope_theta=values["rope_theta"],
+                time_scale=values["t_scale"],
+                axes_dims=tuple(values["axes_dims"]),
+                axes_lens=tuple(values["axes_lens"]),
+            )
+        except (KeyError, IndexError, TypeError) as error:
+            raise CheckpointError(f"transformer/config.json has no usable {error}. Fetch the checkpoint again.") from error
+        if values.get("siglip_feat_dim") is not None:
+            raise CheckpointError("This is an Omni checkpoint (siglip_feat_dim is set); only Z-Image and Turbo are built.")
+        if len(values["all_patch_size"]) != 1 or list(values["all_f_patch_size"]) != [1]:
+            raise CheckpointError("Only transformers with one patch size and single frames are built here.")
+        if config.dim % config.heads or config.head_dim != sum(config.axes_dims):
+            raise CheckpointError(
+                f"transformer/config.json contradicts itself: {config.dim} channels over {config.heads} heads "
+                f"with rotary axes {list(config.axes_dims)}."
+            )
+        return config
+
+
+@dataclass(frozen=True)
+class BlockModulation:
+    """What one block multiplies with, for each distinct time: ``[times, D]`` each. 1 + and tanh are already applied."""
+
+    scale_attention: Tensor
+    gate_attention: Tensor
+    scale_ffn: Tensor
+    gate_ffn: Tensor
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """Modulation of the whole network for each distinct time of a generation."""
+
+    noise_refiner: tuple[BlockModulation, ...]
+    layers: tuple[BlockModulation, ...]
+    final_scale: Tensor
+
+
+@dataclass(frozen=True)
+class Pack:
+    """How the images of a batch lie one behind the other, and where each token stands.
+
+    Attributes:
+        grids: token rows and columns of each image.
+        image_lengths: image tokens of each, padding included.
+        caption_lengths: caption tokens of each, padding included.
+        image_rotation: complex64 ``[image tokens, head_dim / 2]``.
+        joint_rotation: complex64 ``[T, head_dim / 2]``, image then caption for each image.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    image_lengths: tuple[int, ...]
+    caption_lengths: tuple[int, ...]
+    image_rotation: Tensor
+    joint_rotation: Tensor
+
+    @property
+    def joint_lengths(self) -> tuple[int, ...]:
+        return tuple(a + b for a, b in zip(self.image_lengths, self.caption_lengths, strict=True))
+
+
+class Attention(nn.Module):
+    """Self-attention with per-head norms of q and k and rotary positions."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = FusedLinear(config.dim, (config.dim,) * 3, bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
+        self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
+
+    def forward(self, x: Tensor, rotation: Tensor, lengths: Sequence[int]) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = rms_norm(q, self.q_norm, QK_NORM_EPS), rms_norm(k, self.k_norm, QK_NORM_EPS)
+        q, k = rotate_pairs(q, rotation), rotate_pairs(k, rotation)
+        return cast(Tensor, self.out(attention(q, k, v, lengths)))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU with gate and up in one product."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.w13 = FusedLinear(config.dim, (config.hidden, config.hidden), bias=False)
+        self.w2 = nn.Linear(config.hidden, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.w2(swiglu(self.w13(x))))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each between a pre-norm and a post-norm. With ``modulated``, time scales and gates both."""
+
+    def __init__(self, config: TransformerConfig, *, modulated: bool) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm1 = nn.Parameter(torch.ones(config.dim))
+        self.attention_norm2 = nn.Parameter(torch.ones(config.dim))
+        self.ffn_norm1 = nn.Parameter(torch.ones(config.dim))
+        self.ffn_norm2 = nn.Parameter(torch.ones(config.dim))
+        self.adaLN_modulation = nn.Linear(config.time_dim, 4 * config.dim) if modulated else None
+
+    def modulate(self, time: Tensor) -> BlockModulation:
+        """The four factors for embedded times ``[times, time_dim]``."""
+        assert self.adaLN_modulation is not None, "the context refiner is not modulated"
+        scale_attention, gate_attention, scale_ffn, gate_ffn = self.adaLN_modulation(time).chunk(4, dim=-1)
+        return BlockModulation(1 + scale_attention, gate_attention.tanh(), 1 + scale_ffn, gate_ffn.tanh())
+
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Tensor,
+        lengths: Sequence[int],
+        modulation: BlockModulation | None = None,
+        row: int | Tensor = 0,
+    ) -> Tensor:
+        """
+        Args:
+            x: packed tokens ``[T, D]``.
+            rotation: complex64 ``[T, head_dim / 2]``.
+            lengths: tokens of each image.
+            modulation: left out by blocks that are not modulated.
+            row: the row of the modulation: one for all tokens, or ``[T]``.
+        """
+        if modulation is None:
+            x = x + rms_norm(self._attend(rms_norm(x, self.attention_norm1, self.eps), rotation, lengths),
+                             self.attention_norm2, self.eps)
+            return x + rms_norm(self.feed_forward(rms_norm(x, self.ffn_norm1, self.eps)), self.ffn_norm2, self.eps)
+        update = self._attend(
+            norm_modulate(x, self.attention_norm1, self.eps, modulation.scale_attention[row]), rotation, lengths
+        )
+        x = gated_residual(x, update, self.attention_norm2, self.eps, modulation.gate_attention[row])
+        update = self.feed_forward(norm_modulate(x, self.ffn_norm1, self.eps, modulation.scale_ffn[row]))
+        return gated_residual(x, update, self.ffn_norm2, self.eps, modulation.gate_ffn[row])
+
+    def _attend(self, x: Tensor, rotation: Tensor, lengths: Sequence[int]) -> Tensor:
+        return cast(Tensor, self.attention(x, rotation, lengths))
+
+
+class TimeEmbedder(nn.Module):
+    """Sinusoid of the time, then two linear layers."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(TIME_CHANNELS, TIME_HIDDEN), nn.SiLU(), nn.Linear(TIME_HIDDEN, config.time_dim)
+        )
+
+    def forward(self, time: Tensor) -> Tensor:
+        """Float32 ``[times]`` to ``[times, time_dim]``."""
+        half = TIME_CHANNELS // 2
+        rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
+        angles = time[:, None] * rates
+        sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        return cast(Tensor, self.mlp(sinusoid.to(self.mlp[0].weight.dtype)))
+
+
+class FinalLayer(nn.Module):
+    """Norm without weights, scaled by the time, then the projection to latent patches."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.linear = nn.Linear(config.dim, config.patch**2 * config.in_channels)
+        self.adaLN_modulation = nn.Linear(config.time_dim, config.dim)
+
+    def modulate(self, time: Tensor) -> Tensor:
+        return cast(Tensor, 1 + self.adaLN_modulation(F.silu(time)))
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return cast(Tensor, self.linear(F.layer_norm(x, x.shape[-1:], eps=FINAL_NORM_EPS) * scale))
+
+
+class CaptionEmbedder(nn.Module):
+    """From the text encoder's width to the transformer's."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.eps = config.norm_eps
+        self.norm = nn.Parameter(torch.ones(config.caption_dim))
+        self.linear = nn.Linear(config.caption_dim, config.dim)
+
+    def forward(self, caption: Tensor) -> Tensor:
+        return cast(Tensor, self.linear(rms_norm(caption, self.norm, self.eps)))
+
+
+class ZImageTransformer(nn.Module):
+    """Predicts the velocity of latents, given captions and times. See the module's docstring for how it is called."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.x_embedder = nn.Linear(config.patch**2 * config.in_channels, config.dim)
+        self.x_pad_token = nn.Parameter(torch.zeros(1, config.dim))
+        self.cap_embedder = CaptionEmbedder(config)
+        self.cap_pad_token = nn.Parameter(torch.zeros(1, config.dim))
+        self.t_embedder = TimeEmbedder(config)
+        self.noise_refiner = nn.ModuleList(Block(config, modulated=True) for _ in range(config.refiner_layers))
+        self.context_refiner = nn.ModuleList(Block(config, modulated=False) for _ in range(config.refiner_layers))
+        self.layers = nn.ModuleList(Block(config, modulated=True) for _ in range(config.layers))
+        self.final_layer = FinalLayer(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x_pad_token.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x_pad_token.device
+
+    def refine_caption(self, caption: Tensor) -> Tensor:
+        """Embeds and refines one caption: ``[tokens, caption_dim]`` to ``[padded tokens, D]``."""
+        x = self.cap_embedder(caption.to(self.dtype))
+        x = _padded(x, self.cap_pad_token)
+        rotation = self._rotation(_caption_positions(len(x)))
+        for block in self.context_refiner:
+            x = block(x, rotation, (len(x),))
+        return x
+
+    def modulate(self, times: Tensor) -> Modulation:
+        """Modulation for distinct times: float32 ``[times]``, 0 at pure noise and 1 at the picture."""
+        embedded = self.t_embedder(times * self.config.time_scale)
+        return Modulation(
+            noise_refiner=tuple(cast(Block, block).modulate(embedded) for block in self.noise_refiner),
+            layers=tuple(cast(Block, block).modulate(embedded) for block in self.layers),
+            final_scale=self.final_layer.modulate(embedded),
+        )
+
+    def pack(self, sizes: Sequence[tuple[int, int]], caption_lengths: Sequence[int]) -> Pack:
+        """Positions for latents of ``sizes`` (h, w) beside refined captions of the given lengths."""
+        grids = tuple((h // self.config.patch, w // self.config.patch) for h, w in sizes)
+        images, joints = [], []
+        for (rows, columns), length in zip(grids, caption_lengths, strict=True):
+            image = self._rotation(_image_positions(rows, columns, length + 1))
+            images.append(image)
+            joints += [image, self._rotation(_caption_positions(length))]
+        return Pack(
+            grids=grids,
+            image_lengths=tuple(len(image) for image in images),
+            caption_lengths=tuple(caption_lengths),
+            image_rotation=torch.cat(images),
+            joint_rotation=torch.cat(joints),
+        )
+
+    def forward(
+        self,
+        latents: Sequence[Tensor],
+        captions: Sequence[Tensor],
+        pack: Pack,
+        modulation: Modulation,
+        rows: Sequence[int],
+    ) -> list[Tensor]:
+        """One step.
+
+        Args:
+            latents: ``[C, h, w]`` for each image.
+            captions: refined captions, one for each image.
+            pack: positions for just these latents and captions.
+            modulation: of all times of the generation.
+            rows: the modulation's row for each image.
+
+        Returns:
+            The network's output for each image, ``[C, h, w]``: the velocity from noise to picture.
+        """
+        patches = [_padded(self.x_embedder(self._patchify(x.to(self.dtype))), self.x_pad_token) for x in latents]
+        row = _rows(rows, pack.image_lengths, self.device)
+        x = torch.cat(patches)
+        for block, factors in zip(self.noise_refiner, modulation.noise_refiner, strict=True):
+            x = block(x, pack.image_rotation, pack.image_lengths, factors, row)
+
+        joint = [part for pair in zip(x.split(list(pack.image_lengths)), captions, strict=True) for part in pair]
+        row = _rows(rows, pack.joint_lengths, self.device)
+        x = torch.cat(joint)
+        for block, factors in zip(self.layers, modulation.layers, strict=True):
+            x = block(x, pack.joint_rotation, pack.joint_lengths, factors, row)
+
+        # Only image tokens are read, so only they pay for the last projection.
+        kept = [
+            run[: rows_ * columns]
+            for run, (rows_, columns) in zip(x.split(list(pack.joint_lengths)), pack.grids, strict=True)
+        ]
+        lengths = [len(run) for run in kept]
+        out = self.final_layer(torch.cat(kept), modulation.final_scale[_rows(rows, lengths, self.device)])
+        return [self._unpatchify(run, grid) for run, grid in zip(out.split(lengths), pack.grids, strict=True)]
+
+    def _patchify(self, latent: Tensor) -> Tensor:
+        """``[C, h, w]`` to ``[h/p * w/p, p * p * C]``."""
+        channels, height, width = latent.shape
+        p = self.config.patch
+        x = latent.reshape(channels, height // p, p, width // p, p)
+        return x.permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
+
+    def _unpatchify(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        rows, columns = grid
+        p, channels = self.config.patch, self.config.in_channels
+        x = tokens.view(rows, columns, p, p, channels)
+        return x.permute(4, 0, 2, 1, 3).reshape(channels, rows * p, columns * p)
+
+    def _rotation(self, positions: Tensor) -> Tensor:
+        """Complex64 ``[tokens, head_dim / 2]`` for integer positions ``[tokens, 3]``."""
+        tables = _rotation_tables(self.config.axes_dims, self.config.axes_lens, self.config.rope_theta)
+        parts = [table[positions[:, axis]] for axis, table in enumerate(tables)]
+        return torch.cat(parts, dim=-1).to(self.device)
+
+
+@lru_cache(maxsize=4)
+def _rotation_tables(
+    dims: tuple[int, ...], lens: tuple[int, ...], theta: float
+) -> tuple[Tensor, ...]:
+    """For each axis, complex64 ``[positions, dim / 2]``; angles in float64 first, as the reference has them."""
+    with torch.device("cpu"), torch.inference_mode(False):
+        tables = []
+        for dim, length in zip(dims, lens, strict=True):
+            rates = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim))
+            angles = torch.outer(torch.arange(length, dtype=torch.float64), rates).float()
+            tables.append(torch.polar(torch.ones_like(angles), angles))
+        return tuple(tables)
+
+
+def _caption_positions(length: int) -> Tensor:
+    """``[length, 3]``: 1, 2, … on the first axis; padding counts on."""
+    positions = torch.zeros(length, 3, dtype=torch.long)
+    positions[:, 0] = torch.arange(1, length + 1)
+    return positions
+
+
+def _image_positions(rows: int, columns: int, start: int) -> Tensor:
+    """``[padded tokens, 3]``: (start, row, column); padding stands at the origin."""
+    positions = torch.zeros(rows * columns + -(rows * columns) % TOKEN_MULTIPLE, 3, dtype=torch.long)
+    image = positions[: rows * columns].view(rows, columns, 3)
+    image[..., 0] = start
+    image[..., 1] = torch.arange(rows)[:, None]
+    image[..., 2] = torch.arange(columns)
+    return positions
+
+
+def _padded(tokens: Tensor, pad: Tensor) -> Tensor:
+    missing = -len(tokens) % TOKEN_MULTIPLE
+    return torch.cat([tokens, pad.expand(missing, -1)]) if missing else tokens
+
+
+def _rows(rows: Sequence[int], lengths: Sequence[int], device: torch.device) -> int | Tensor:
+    """One row for all tokens where the images agree (a plain index costs no gather), else a row for each token."""
+    if len(set(rows)) == 1:
+        return rows[0]
+    return torch.tensor(rows).repeat_interleave(torch.tensor(lengths)).to(device, non_blocking=True)

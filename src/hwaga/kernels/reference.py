@@ -1,0 +1,87 @@
+"""Plain torch versions of the operations between the matrix products. They work on any device and can be differentiated.
+
+Tokens of a batch are packed: ``[tokens, channels]`` with the images one behind the other, no padding between them and no
+mask. What differs by image (length, modulation row) is passed beside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last axis, accumulated in float32, in the dtype of ``x``."""
+    return F.rms_norm(x, weight.shape, weight, eps)
+
+
+def norm_modulate(x: Tensor, weight: Tensor, eps: float, scale: Tensor) -> Tensor:
+    """``rms_norm(x) * scale``.
+
+    Args:
+        x: ``[tokens, channels]``.
+        scale: ``[channels]`` shared by all tokens, or ``[tokens, channels]``. The 1 of "1 + scale" is already in it.
+    """
+    return rms_norm(x, weight, eps) * scale
+
+
+def gated_residual(x: Tensor, update: Tensor, weight: Tensor, eps: float, gate: Tensor) -> Tensor:
+    """``x + gate * rms_norm(update)``; shapes as in ``norm_modulate``."""
+    return torch.addcmul(x, gate.expand_as(x), rms_norm(update, weight, eps))
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """``silu(gate) * up`` of ``[tokens, 2 * hidden]`` holding gate and up side by side."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def rotate_pairs(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotary position embedding over neighbouring channels (0, 1), (2, 3), …, in float32.
+
+    Args:
+        x: ``[tokens, …, head_dim]``.
+        rotation: complex64 ``[tokens, head_dim / 2]``, unit length.
+    """
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    shape = (rotation.shape[0], *(1,) * (x.ndim - 2), rotation.shape[1])
+    return torch.view_as_real(pairs * rotation.view(shape)).flatten(-2).to(x.dtype)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding over channels (i, i + head_dim / 2), as the Qwen models have it.
+
+    Args:
+        x: ``[tokens, heads, head_dim]``.
+        cos, sin: ``[tokens, head_dim]`` in the dtype of ``x``.
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal: bool = False) -> Tensor:
+    """Softmax attention inside each run of the pack.
+
+    Args:
+        q: ``[tokens, heads, head_dim]``.
+        k, v: ``[tokens, kv_heads, head_dim]``; ``heads`` is a multiple of ``kv_heads``.
+        lengths: tokens of each run, in order; their sum is ``tokens``.
+
+    Returns:
+        ``[tokens, heads * head_dim]``.
+    """
+    if len(set(lengths)) > 1:
+        runs = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), lengths, strict=True)
+        return torch.cat([attention(a, b, c, (length,), causal=causal) for a, b, c, length in runs])
+    batch = len(lengths)
+    q, k, v = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
+    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """``silu(group_norm(x))`` of ``[batch, channels, height, width]``."""
+    return F.silu(F.group_norm(x, groups, weight, bias, eps))

@@ -1,0 +1,94 @@
+"""What memory is free, and what this process holds: host RAM as the kernel and the cgroup allow it, and device memory.
+
+Swap never counts as memory to use: a generation that reaches it is slower than any plan that avoids it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of the host.
+
+    Attributes:
+        total: RAM, or the cgroup's limit where that is lower.
+        available: RAM that can be had without swapping.
+        swap_total, swap_used: swap of the machine.
+    """
+
+    total: int
+    available: int
+    swap_total: int
+    swap_used: int
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """Bytes of this process: anonymous resident memory, and what of it lies in swap."""
+
+    rss_anon: int
+    swap: int
+
+
+def host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> HostMemory | None:
+    """Memory of the host, or None where there is no /proc to read it from."""
+    lines = _kilobyte_lines(proc / "meminfo")
+    if "MemTotal" not in lines:
+        return None
+    total, available = lines["MemTotal"], lines.get("MemAvailable", lines.get("MemFree", 0))
+    for limit, used in _cgroup_limits(proc, cgroup):
+        total, available = min(total, limit), min(available, max(limit - used, 0))
+    swap_total = lines.get("SwapTotal", 0)
+    return HostMemory(total, available, swap_total, swap_total - lines.get("SwapFree", 0))
+
+
+def process_memory(proc: Path = Path("/proc")) -> ProcessMemory | None:
+    """Memory of this process, or None where there is no /proc to read it from."""
+    lines = _kilobyte_lines(proc / "self" / "status")
+    return ProcessMemory(lines["RssAnon"], lines.get("VmSwap", 0)) if "RssAnon" in lines else None
+
+
+def _kilobyte_lines(path: Path) -> dict[str, int]:
+    """"Name:  123 kB" lines of a /proc file, in bytes."""
+    try:
+        text = path.read_text()
+    except OSError:  # another kernel: the caller is told that nothing is known
+        return {}
+    values = {}
+    for line in text.splitlines():
+        name, _, rest = line.partition(":")
+        if rest.endswith(" kB"):
+            values[name] = int(rest.split()[0]) * 1024
+    return values
+
+
+def _cgroup_limits(proc: Path, cgroup: Path) -> list[tuple[int, int]]:
+    """(limit, used) of the process's cgroup and of each above it; version 2, then version 1. Page cache that the kernel
+    can drop is not counted as used."""
+    limits = []
+    try:
+        groups = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]
+    except OSError:  # no cgroups, no limits
+        return []
+    for _, controllers, path in (group for group in groups if len(group) == 3):
+        version1 = "memory" in controllers.split(",")
+        if controllers and not version1:
+            continue
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if version1 else ("memory.max", "memory.current")
+        root = cgroup / "memory" if version1 else cgroup
+        folder = root / path.lstrip("/")
+        for place in (folder, *folder.parents):
+            if not place.is_relative_to(root):
+                break
+            try:
+                limit, used = ((place / name).read_text().strip() for name in names)
+                stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            except OSError:  # this level sets no limit
+                continue
+            if limit.isdecimal():
+                droppable = int(stat.get("total_inactive_file" if version1 else "inactive_file", 0))
+                limits.append((int(limit), max(int(used) - droppable, 0)))
+    return limits

@@ -1,0 +1,72 @@
+"""What this machine's owner has set, once: environment variables over a configuration file over defaults.
+
+    HWAGA_MODEL       model       the model used when none is named; "mini", the bundled one, unless set
+    HWAGA_DEVICE      device      "cuda", "cuda:1", "mps" or "cpu"; the fastest present unless set
+    HWAGA_DTYPE       dtype       "bfloat16" or "float32"; what suits the device unless set
+    HWAGA_DATA_DIR    data_dir    where models are kept; the platform's data folder unless set
+
+The file is TOML at ``$HWAGA_CONFIG``, or ``hwaga/config.toml`` in the platform's configuration folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from hwaga.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See the module's docstring."""
+
+    model: str = "mini"
+    device: str | None = None
+    dtype: str | None = None
+    data_dir: str = ""
+
+    @property
+    def models(self) -> Path:
+        """The folder that fetched models lie in, one folder each."""
+        return (Path(self.data_dir).expanduser() if self.data_dir else _platform_folder("DATA")) / "models"
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
+        """Settings from the environment and the configuration file.
+
+        Raises:
+            SettingsError: the file is missing where the environment names it, is no TOML, or holds an unknown key.
+        """
+        named = environment.get("HWAGA_CONFIG")
+        path = Path(named).expanduser() if named else _platform_folder("CONFIG", environment) / "config.toml"
+        names = [field.name for field in fields(cls)]
+        values: dict[str, str] = {}
+        if named or path.is_file():
+            try:
+                table = tomllib.loads(path.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+                raise SettingsError(f"The configuration file {path} cannot be read: {error}.") from error
+            for name, value in table.items():
+                if name not in names:
+                    raise SettingsError(f"{path}: {name} is not a setting. Settings are {', '.join(names)}.")
+                if not isinstance(value, str):
+                    raise SettingsError(f"{path}: {name} must be a text in quotes, not {value!r}.")
+                values[name] = value
+        for name in names:
+            value = environment.get(f"HWAGA_{name.upper()}")
+            if value:
+                values[name] = value
+        return cls(**values)
+
+
+def _platform_folder(kind: str, environment: Mapping[str, str] = os.environ) -> Path:
+    if sys.platform == "win32":
+        return Path(environment.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "hwaga"
+    if sys.platform == "darwin":
+        return Path("~/Library/Application Support/hwaga").expanduser()
+    default = {"DATA": "~/.local/share", "CONFIG": "~/.config"}[kind]
+    return Path(environment.get(f"XDG_{kind}_HOME") or default).expanduser() / "hwaga"

@@ -1,0 +1,103 @@
+"""How checkpoints spell the names of weights, as data.
+
+A layout takes a name in a file to a name in our networks. Several names of a file can go into one weight of ours, stacked
+along the first axis (q, k and v into one product).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of one network in one kind of checkpoint.
+
+    Attributes:
+        strip: prefixes of which one at most is taken off the name first.
+        renames: (theirs, ours) parts of names, replaced in order wherever they occur.
+        stacks: our part of a name → their parts, in the order of stacking. Applied after the renames.
+        unused: patterns of names, after the strip, that the network has no use for, present or not.
+    """
+
+    strip: tuple[str, ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
+    stacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+    def target(self, name: str) -> tuple[str, int] | None:
+        """Our name and the place in its stack for a name in a file, or None where it is unused."""
+        for prefix in self.strip:
+            if name.startswith(prefix):
+                name = name.removeprefix(prefix)
+                break
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.unused):
+            return None
+        for theirs, ours in self.renames:
+            name = name.replace(theirs, ours)
+        for ours, pieces in self.stacks.items():
+            for place, piece in enumerate(pieces):
+                if piece in name:
+                    return name.replace(piece, ours), place
+        return name, 0
+
+    def sources(self, name: str) -> tuple[str, ...]:
+        """Names, up to the stripped prefix, that a file must hold for a weight of ours; for messages."""
+        pieces: Iterable[str] = (name,)
+        for ours, theirs in self.stacks.items():
+            if ours in name:
+                pieces = [name.replace(ours, piece) for piece in theirs]
+        names = []
+        for piece in pieces:
+            for theirs, ours in reversed(self.renames):
+                piece = piece.replace(ours, theirs)
+            names.append(piece)
+        return tuple(names)
+
+
+Z_IMAGE_TRANSFORMER = Layout(
+    renames=(
+        (".attention.to_out.0.", ".attention.out."),
+        (".attention.norm_q.weight", ".attention.q_norm"),
+        (".attention.norm_k.weight", ".attention.k_norm"),
+        ("attention_norm1.weight", "attention_norm1"),
+        ("attention_norm2.weight", "attention_norm2"),
+        ("ffn_norm1.weight", "ffn_norm1"),
+        ("ffn_norm2.weight", "ffn_norm2"),
+        ("cap_embedder.0.weight", "cap_embedder.norm"),
+        ("cap_embedder.1.", "cap_embedder.linear."),
+        ("all_x_embedder.2-1.", "x_embedder."),
+        ("all_final_layer.2-1.adaLN_modulation.1.", "final_layer.adaLN_modulation."),
+        ("all_final_layer.2-1.", "final_layer."),
+        (".adaLN_modulation.0.", ".adaLN_modulation."),
+    ),
+    stacks={
+        ".attention.qkv.": (".attention.to_q.", ".attention.to_k.", ".attention.to_v."),
+        ".feed_forward.w13.": (".feed_forward.w1.", ".feed_forward.w3."),
+    },
+)
+"""diffusers' ``ZImageTransformer2DModel``."""
+
+
+def qwen3_encoder(layers: int) -> Layout:
+    """transformers' ``Qwen3Model`` or ``Qwen3ForCausalLM`` of so many layers, of which the last is not needed."""
+    return Layout(
+        strip=("model.",),
+        renames=(
+            ("input_layernorm.weight", "input_layernorm"),
+            ("post_attention_layernorm.weight", "post_attention_layernorm"),
+            (".q_norm.weight", ".q_norm"),
+            (".k_norm.weight", ".k_norm"),
+        ),
+        stacks={
+            ".self_attn.qkv_proj.": (".self_attn.q_proj.", ".self_attn.k_proj.", ".self_attn.v_proj."),
+            ".mlp.gate_up_proj.": (".mlp.gate_proj.", ".mlp.up_proj."),
+        },
+        unused=(f"layers.{layers - 1}.*", "norm.weight", "lm_head.weight", "*rotary_emb.inv_freq"),
+    )
+
+
+AUTOENCODER = Layout()
+"""diffusers' ``AutoencoderKL``, whose names are ours."""
