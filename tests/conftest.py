@@ -1,0 +1,31 @@
+"""The environment that every test, and every process a test starts, runs in.
+
+It is set here, before anything reads it, and not in the Makefile, so that pytest run by hand behaves the same.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# Nothing may reach for the network: a test that needs a file makes it or ships it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# The settings and terminal of whoever runs the tests are no part of them.
+for name in [name for name in os.environ if name.startswith("HWAGA_")]:
+    del os.environ[name]
+for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
+    os.environ.pop(name, None)
+os.environ["NO_COLOR"] = "1"
+os.environ["COLUMNS"] = "120"
+
+# Workers share the cores: with torch's default, each would start a thread for every core and they would take turns.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+
+# A busy machine is no failure, so no deadline; where results must repeat, so do the examples.
+settings.register_profile("hwaga", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("hwaga")
