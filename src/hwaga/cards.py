@@ -207,7 +207,7 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
     near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UnknownModelError(
-        f"There is no model {str(model)!r}.{meant} Known models: {', '.join(cards)}; a checkpoint folder or a card file works too."
+        f"There is no model {str(model)!r}.{meant} Known models: {', '.join(cards)}; a folder or a card file works too."
     )
 
 

@@ -232,7 +232,9 @@ class Engine:
             size = self.card.default_size
         self.card.check_size(*size)
         if max(size) > model.max_side:
-            raise SizeError(f"This checkpoint has positions for sides of up to {model.max_side} pixels, not {max(size)}.")
+            raise SizeError(
+                f"This checkpoint has positions for sides of up to {model.max_side} pixels, not {max(size)}."
+            )
         return size
 
     def _start(self, model: Model, job: _Job) -> Tensor:

@@ -171,7 +171,8 @@ class Step:
     @property
     def preview(self) -> Image | None:
         """A small picture of what is emerging (an eighth of each side), or None where the model's card has no
-        preview factors. It is computed when asked for, and only while the generation waits at this step."""
+        preview factors. It is computed when asked for, and only while the generation waits at this step.
+        """
         return self._preview()
 
 

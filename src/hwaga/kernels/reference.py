@@ -25,12 +25,14 @@ def norm_modulate(x: Tensor, weight: Tensor, eps: float, scale: Tensor) -> Tenso
         x: ``[tokens, channels]``.
         scale: ``[channels]`` shared by all tokens, or ``[tokens, channels]``. The 1 of "1 + scale" is already in it.
     """
+    if scale.ndim == 1:  # one factor for all tokens costs no pass of its own
+        return rms_norm(x, weight * scale, eps)
     return rms_norm(x, weight, eps) * scale
 
 
 def gated_residual(x: Tensor, update: Tensor, weight: Tensor, eps: float, gate: Tensor) -> Tensor:
     """``x + gate * rms_norm(update)``; shapes as in ``norm_modulate``."""
-    return torch.addcmul(x, gate.expand_as(x), rms_norm(update, weight, eps))
+    return x + norm_modulate(update, weight, eps, gate)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -85,3 +87,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal
 def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """``silu(group_norm(x))`` of ``[batch, channels, height, width]``."""
     return F.silu(F.group_norm(x, groups, weight, bias, eps))
+
+
+def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Nearest-neighbour doubling of ``[batch, channels, height, width]``, then a 3 × 3 convolution padded by 1.
+
+    Both together are a transposed convolution of stride 2, whose 4 × 4 kernel is the given one widened by the doubling:
+    16 products for each pixel of ``x`` where the plain order takes 36.
+    """
+    kernel = F.pad(weight.flip(2, 3), (1, 1, 1, 1))
+    kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
+    kernel = kernel[..., 1:] + kernel[..., :-1]
+    return F.conv_transpose2d(x, kernel.transpose(0, 1), bias, stride=2, padding=1)

@@ -52,7 +52,7 @@ def process_memory(proc: Path = Path("/proc")) -> ProcessMemory | None:
 
 
 def _kilobyte_lines(path: Path) -> dict[str, int]:
-    """"Name:  123 kB" lines of a /proc file, in bytes."""
+    """The lines of a /proc file that give kilobytes ("MemFree:  123 kB"), in bytes."""
     try:
         text = path.read_text()
     except OSError:  # another kernel: the caller is told that nothing is known
@@ -67,7 +67,8 @@ def _kilobyte_lines(path: Path) -> dict[str, int]:
 
 def _cgroup_limits(proc: Path, cgroup: Path) -> list[tuple[int, int]]:
     """(limit, used) of the process's cgroup and of each above it; version 2, then version 1. Page cache that the kernel
-    can drop is not counted as used."""
+    can drop is not counted as used.
+    """
     limits = []
     try:
         groups = [line.split(":", 2) for line in (proc / "self" / "cgroup").read_text().splitlines()]

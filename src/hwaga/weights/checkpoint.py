@@ -86,7 +86,9 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(shards.values()))
         outside = [name for name in names if Path(name).name != name]
         if outside:
-            raise CheckpointError(f"{indexes[0]} names files outside of its folder: {', '.join(outside)}. Don't use it.")
+            raise CheckpointError(
+                f"{indexes[0]} names files outside of its folder: {', '.join(outside)}. Don't use it."
+            )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(names)} shards. Fetch what is missing.")
@@ -96,7 +98,9 @@ def weight_files(folder: Path) -> list[Path]:
         return files
     if files or indexes:
         found = ", ".join(path.name for path in (*indexes, *files))
-        raise CheckpointError(f"{folder} holds several sets of weights ({found}). Keep one file, or one index and its shards.")
+        raise CheckpointError(
+            f"{folder} holds several sets of weights ({found}). Keep one file, or one index and its shards."
+        )
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise CheckpointError(
@@ -123,7 +127,9 @@ def stored_tensors(files: list[Path]) -> list[StoredTensor]:
                         f"{path.name} stores {name} as {view.get_dtype()}; only {', '.join(NUMBER_FORMATS)} are read here."
                     )
                 if name in tensors:
-                    raise CheckpointError(f"{name} stands in {tensors[name].file.name} and in {path.name}. Fetch them again.")
+                    raise CheckpointError(
+                        f"{name} stands in {tensors[name].file.name} and in {path.name}. Fetch them again."
+                    )
                 shape = tuple(view.get_shape())
                 size = math.prod(shape) * NUMBER_FORMATS[view.get_dtype()]
                 tensors[name] = StoredTensor(name, path, shape, size)
@@ -237,7 +243,9 @@ def _sources(
     if misshapen:
         raise CheckpointError(f"{folder}: {_listed(misshapen)}. The files are not those that config.json describes.")
     if left_over:
-        raise CheckpointError(f"{folder} holds {_listed(left_over)}, which the network of config.json has no place for.")
+        raise CheckpointError(
+            f"{folder} holds {_listed(left_over)}, which the network of config.json has no place for."
+        )
     return sources
 
 

@@ -46,9 +46,9 @@ class Layout:
     def sources(self, name: str) -> tuple[str, ...]:
         """Names, up to the stripped prefix, that a file must hold for a weight of ours; for messages."""
         pieces: Iterable[str] = (name,)
-        for ours, theirs in self.stacks.items():
-            if ours in name:
-                pieces = [name.replace(ours, piece) for piece in theirs]
+        for stack, places in self.stacks.items():
+            if stack in name:
+                pieces = [name.replace(stack, place) for place in places]
         names = []
         for piece in pieces:
             for theirs, ours in reversed(self.renames):
@@ -86,6 +86,7 @@ def qwen3_encoder(layers: int) -> Layout:
     return Layout(
         strip=("model.",),
         renames=(
+            ("embed_tokens.weight", "embed_tokens"),
             ("input_layernorm.weight", "input_layernorm"),
             ("post_attention_layernorm.weight", "post_attention_layernorm"),
             (".q_norm.weight", ".q_norm"),

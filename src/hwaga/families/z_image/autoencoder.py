@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
-from hwaga.kernels.reference import group_norm_silu
+from hwaga.kernels.reference import group_norm_silu, upsample_conv
 
 NORM_EPS = 1e-6
 
@@ -61,7 +62,9 @@ class AutoencoderConfig:
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"vae/config.json has no usable {error}. Fetch the checkpoint again.") from error
         if blocks != {"DownEncoderBlock2D", "UpDecoderBlock2D"} or values.get("act_fn", "silu") != "silu":
-            raise CheckpointError(f"The autoencoder is made of blocks that are not built here: {', '.join(sorted(blocks))}.")
+            raise CheckpointError(
+                f"The autoencoder is made of blocks that are not built here: {', '.join(sorted(blocks))}."
+            )
         if values.get("in_channels", 3) != 3 or values.get("out_channels", 3) != 3:
             raise CheckpointError("Only autoencoders of RGB pictures are built here.")
         return config
@@ -145,7 +148,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+        return upsample_conv(x, self.conv.weight, self.conv.bias)
 
 
 class DownBlock(nn.Module):
@@ -154,7 +157,7 @@ class DownBlock(nn.Module):
     def __init__(self, config: AutoencoderConfig, channels: int, out_channels: int, *, last: bool) -> None:
         super().__init__()
         widths = [channels] + [out_channels] * config.layers_per_block
-        self.resnets = nn.ModuleList(ResnetBlock(config, a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.resnets = nn.ModuleList(ResnetBlock(config, a, b) for a, b in pairwise(widths))
         self.downsamplers = nn.ModuleList([] if last else [Downsample(out_channels)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +172,7 @@ class UpBlock(nn.Module):
     def __init__(self, config: AutoencoderConfig, channels: int, out_channels: int, *, last: bool) -> None:
         super().__init__()
         widths = [channels] + [out_channels] * (config.layers_per_block + 1)
-        self.resnets = nn.ModuleList(ResnetBlock(config, a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.resnets = nn.ModuleList(ResnetBlock(config, a, b) for a, b in pairwise(widths))
         self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -186,8 +189,7 @@ class Encoder(nn.Module):
         widths = (config.channels[0], *config.channels)
         self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            DownBlock(config, a, b, last=i == len(widths) - 2)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            DownBlock(config, a, b, last=i == len(widths) - 2) for i, (a, b) in enumerate(pairwise(widths))
         )
         self.mid_block = MidBlock(config, widths[-1])
         self.conv_norm_out = GroupNormSiLU(config, widths[-1])
@@ -209,8 +211,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(config, widths[0])
         self.up_blocks = nn.ModuleList(
-            UpBlock(config, a, b, last=i == len(widths) - 2)
-            for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False))
+            UpBlock(config, a, b, last=i == len(widths) - 2) for i, (a, b) in enumerate(pairwise(widths))
         )
         self.conv_norm_out = GroupNormSiLU(config, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
@@ -257,7 +258,7 @@ class Autoencoder(nn.Module):
         if posterior_noise is not None:
             deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
             mean = mean + deviation * posterior_noise.to(mean)
-        return (mean.float() - self.config.shift) * self.config.scaling
+        return cast(Tensor, (mean.float() - self.config.shift) * self.config.scaling)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Float32 pixels, nominally in [-1, 1], not clamped."""

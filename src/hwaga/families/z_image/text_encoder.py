@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
@@ -72,7 +73,9 @@ class TextEncoderConfig:
         if values.get("use_sliding_window"):
             raise CheckpointError("The text encoder uses sliding-window attention, which is not built here.")
         if values.get("hidden_act", "silu") != "silu":
-            raise CheckpointError(f"The text encoder's activation is {values['hidden_act']!r}; only silu is built here.")
+            raise CheckpointError(
+                f"The text encoder's activation is {values['hidden_act']!r}; only silu is built here."
+            )
         return config
 
 
@@ -131,15 +134,16 @@ class Qwen3Encoder(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocabulary, config.hidden)
+        # Not nn.Embedding: its random start imports torch's compiler, which takes longer than reading the mini.
+        self.embed_tokens = nn.Parameter(torch.empty(config.vocabulary, config.hidden))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers - 1))
 
     def forward(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
         """Conditioning ``[tokens, hidden]`` for each list of token ids. Prompts are packed, not padded."""
-        device = self.embed_tokens.weight.device
+        device = self.embed_tokens.device
         lengths = [len(ids) for ids in prompts]
         ids = torch.tensor([i for prompt in prompts for i in prompt]).to(device, non_blocking=True)
-        x = self.embed_tokens(ids)
+        x = F.embedding(ids, self.embed_tokens)
         cos, sin = (table.to(device, x.dtype, non_blocking=True) for table in self._rotation(lengths))
         for layer in self.layers:
             x = layer(x, cos, sin, lengths)

@@ -89,9 +89,13 @@ class TransformerConfig:
                 axes_lens=tuple(values["axes_lens"]),
             )
         except (KeyError, IndexError, TypeError) as error:
-            raise CheckpointError(f"transformer/config.json has no usable {error}. Fetch the checkpoint again.") from error
+            raise CheckpointError(
+                f"transformer/config.json has no usable {error}. Fetch the checkpoint again."
+            ) from error
         if values.get("siglip_feat_dim") is not None:
-            raise CheckpointError("This is an Omni checkpoint (siglip_feat_dim is set); only Z-Image and Turbo are built.")
+            raise CheckpointError(
+                "This is an Omni checkpoint (siglip_feat_dim is set); only Z-Image and Turbo are built."
+            )
         if len(values["all_patch_size"]) != 1 or list(values["all_f_patch_size"]) != [1]:
             raise CheckpointError("Only transformers with one patch size and single frames are built here.")
         if config.dim % config.heads or config.head_dim != sum(config.axes_dims):
@@ -156,11 +160,12 @@ class Attention(nn.Module):
         self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
 
     def forward(self, x: Tensor, rotation: Tensor, lengths: Sequence[int]) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        qk, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = rms_norm(q, self.q_norm, QK_NORM_EPS), rms_norm(k, self.k_norm, QK_NORM_EPS)
-        q, k = rotate_pairs(q, rotation), rotate_pairs(k, rotation)
-        return cast(Tensor, self.out(attention(q, k, v, lengths)))
+            gains = torch.stack((self.q_norm, self.k_norm))[:, None]
+            qk = F.rms_norm(qk, qk.shape[-1:], eps=QK_NORM_EPS) * gains
+        q, k = rotate_pairs(qk, rotation).unbind(1)
+        return cast(Tensor, self.out(attention(q, k, v[:, 0], lengths)))
 
 
 class FeedForward(nn.Module):
@@ -212,8 +217,11 @@ class Block(nn.Module):
             row: the row of the modulation: one for all tokens, or ``[T]``.
         """
         if modulation is None:
-            x = x + rms_norm(self._attend(rms_norm(x, self.attention_norm1, self.eps), rotation, lengths),
-                             self.attention_norm2, self.eps)
+            x = x + rms_norm(
+                self._attend(rms_norm(x, self.attention_norm1, self.eps), rotation, lengths),
+                self.attention_norm2,
+                self.eps,
+            )
             return x + rms_norm(self.feed_forward(rms_norm(x, self.ffn_norm1, self.eps)), self.ffn_norm2, self.eps)
         update = self._attend(
             norm_modulate(x, self.attention_norm1, self.eps, modulation.scale_attention[row]), rotation, lengths
@@ -241,7 +249,7 @@ class TimeEmbedder(nn.Module):
         rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
         angles = time[:, None] * rates
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return cast(Tensor, self.mlp(sinusoid.to(self.mlp[0].weight.dtype)))
+        return cast(Tensor, self.mlp(sinusoid.to(cast(nn.Linear, self.mlp[0]).weight.dtype)))
 
 
 class FinalLayer(nn.Module):
@@ -303,7 +311,7 @@ class ZImageTransformer(nn.Module):
         rotation = self._rotation(_caption_positions(len(x)))
         for block in self.context_refiner:
             x = block(x, rotation, (len(x),))
-        return x
+        return cast(Tensor, x)
 
     def modulate(self, times: Tensor) -> Modulation:
         """Modulation for distinct times: float32 ``[times]``, 0 at pure noise and 1 at the picture."""
@@ -392,9 +400,7 @@ class ZImageTransformer(nn.Module):
 
 
 @lru_cache(maxsize=4)
-def _rotation_tables(
-    dims: tuple[int, ...], lens: tuple[int, ...], theta: float
-) -> tuple[Tensor, ...]:
+def _rotation_tables(dims: tuple[int, ...], lens: tuple[int, ...], theta: float) -> tuple[Tensor, ...]:
     """For each axis, complex64 ``[positions, dim / 2]``; angles in float64 first, as the reference has them."""
     with torch.device("cpu"), torch.inference_mode(False):
         tables = []

@@ -1,0 +1,146 @@
+"""This engine beside diffusers on the bundled model, on the CPU, in one process, picture by picture in turn.
+
+    python benchmarks/cpu_mini.py [--runs 10] [--cold 3]
+
+Warm: seconds per 256×256 picture of 8 steps, prompt to pixels, at the same number format. Cold: wall time of a whole command
+that makes one picture, this engine's command line against the shortest diffusers script. Memory: the largest resident size
+of those processes. The figures go to ``results/cpu_mini.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from report import spread, write_report
+
+MINI = Path(__file__).parent.parent / "src" / "hwaga" / "assets" / "mini"
+PROMPTS = ["a red apple on a yellow background", "파란 배경의 고양이", "a cup of coffee on a mint background"]
+
+DIFFUSERS_SCRIPT = """
+import sys, torch
+from diffusers import ZImagePipeline
+pipe = ZImagePipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
+pipe.set_progress_bar_config(disable=True)
+generator = torch.Generator().manual_seed(1)
+image = pipe(sys.argv[2], height=256, width=256, num_inference_steps=8, guidance_scale=0.0, generator=generator).images[0]
+image.save(sys.argv[3])
+"""
+
+
+def diffusers_maker(dtype_name: str) -> Callable[[str, int], Any]:
+    """A function that makes a picture of (prompt, seed) with diffusers."""
+    import torch
+    from diffusers import ZImagePipeline
+
+    dtype = getattr(torch, dtype_name)
+    pipe = ZImagePipeline.from_pretrained(MINI, dtype=dtype)
+    pipe.text_encoder.to(dtype)
+    pipe.set_progress_bar_config(disable=True)
+
+    def make(prompt: str, seed: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return pipe(
+            prompt, height=256, width=256, num_inference_steps=8, guidance_scale=0.0, generator=generator
+        ).images[0]  # fmt: skip
+
+    return make
+
+
+def hwaga_maker(dtype_name: str) -> Callable[[str, int], Any]:
+    """A function that makes a picture of (prompt, seed) with this engine."""
+    from hwaga import Engine, ImageRequest
+
+    engine = Engine.open("mini", device="cpu", dtype=dtype_name)
+    return lambda prompt, seed: engine.generate(ImageRequest(prompt, seed=seed)).image
+
+
+def warm(dtype: str, runs: int) -> dict[str, Any]:
+    """Seconds per picture of both, in turn, and the median of the ratios pair by pair."""
+    makers = {"hwaga": hwaga_maker(dtype), "diffusers": diffusers_maker(dtype)}
+    for make in makers.values():
+        for seed in range(2):
+            make(PROMPTS[0], seed)
+    seconds: dict[str, list[float]] = {name: [] for name in makers}
+    for run in range(runs):
+        for name, make in makers.items():
+            start = time.perf_counter()
+            make(PROMPTS[run % len(PROMPTS)], run)
+            seconds[name].append(time.perf_counter() - start)
+    ratios = [b / a for a, b in zip(seconds["hwaga"], seconds["diffusers"], strict=True)]
+    return {**{name: spread(values) for name, values in seconds.items()}, "times_faster": spread(ratios)}
+
+
+def cold(runs: int) -> dict[str, Any]:
+    """Wall time and peak resident size of whole processes, in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        hwaga = str(Path(sys.executable).with_name("hwaga"))
+        commands = {
+            "hwaga": [
+                hwaga,
+                "text2image",
+                PROMPTS[0],
+                "-m",
+                "mini",
+                "--device",
+                "cpu",
+                "--seed",
+                "1",
+                "-o",
+                f"{folder}/a.png",
+            ],
+            "diffusers": [sys.executable, "-c", DIFFUSERS_SCRIPT, str(MINI), PROMPTS[0], f"{folder}/b.png"],
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
+        peaks: dict[str, list[int]] = {name: [] for name in commands}
+        for run in range(runs + 1):
+            for name, command in commands.items():
+                start = time.perf_counter()
+                process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                _, status, usage = os.wait4(process.pid, 0)
+                elapsed = time.perf_counter() - start
+                if status:
+                    raise SystemExit(f"{' '.join(command)} failed")
+                if run:  # the first run of each fills the page cache
+                    seconds[name].append(elapsed)
+                    peaks[name].append(_peak_bytes(usage))
+    return {
+        name: {"seconds": spread(seconds[name]), "peak_rss_mib": round(max(peaks[name]) / 2**20)} for name in commands
+    }
+
+
+def _peak_bytes(usage: resource.struct_rusage) -> int:
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--cold", type=int, default=3)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    figures: dict[str, Any] = {"cold_command": cold(arguments.cold), "warm": {}}
+    for dtype in ("float32", "bfloat16"):
+        figures["warm"][dtype] = warm(dtype, arguments.runs)
+    for name, row in figures["cold_command"].items():
+        print(f"cold {name:<10}{row['seconds']['median']:7.2f} s   peak {row['peak_rss_mib']} MiB")
+    for dtype, rows in figures["warm"].items():
+        for name in ("hwaga", "diffusers"):
+            print(f"warm {name:<10}{rows[name]['median']:7.3f} s a picture in {dtype}")
+        print(f"     {rows['times_faster']['median']:.2f} times as fast")
+    print(write_report("cpu_mini", figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What a terminal shows beside the results, all of it on standard error: errors, tables, progress."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+GIB = 2**30
+
+
+def say(message: str) -> None:
+    """A line for people."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(Text(message))
+
+
+def say_error(message: str) -> None:
+    """What went wrong, for people."""
+    line = Text("Error: ", style="bold red").append(Text(message, style="not bold default"))
+    Console(stderr=True, highlight=False, soft_wrap=True).print(line)
+
+
+def print_result(line: str) -> None:
+    """A line for programs, on standard output, at once."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def print_json(values: Any) -> None:
+    """One JSON document on standard output."""
+    print_result(json.dumps(values, ensure_ascii=False, indent=2))
+
+
+def gibibytes(size: int | None) -> str:
+    """A size for people."""
+    if size is None:
+        return "–"
+    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"
+
+
+class Bar:
+    """One line of progress that changes its subject as the work goes on."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None)
+
+    def show(self, subject: str, done: float, total: float | None) -> None:
+        """Says what is being done and how much of it is."""
+        self._progress.update(self._task, description=subject, completed=done, total=total)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Bar]:
+    """A live bar on a terminal and nothing in a pipe; it is gone when the work is done."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield Bar(progress)

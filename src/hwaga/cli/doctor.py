@@ -1,0 +1,133 @@
+"""``hwaga doctor``: what this machine has, and what will work on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from hwaga.cards import ModelCard, built_in_cards
+from hwaga.cli.console import GIB, gibibytes, print_json
+from hwaga.memory.budget import host_memory
+from hwaga.settings import Settings
+from hwaga.version import __version__
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. ``good`` is False where something will not work, and None where it is only a fact."""
+
+    subject: str
+    good: bool | None
+    text: str
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
+    """Look at Python, torch, devices, memory and disk, and say what will work."""
+    settings = Settings.read()
+    findings = [*_software(), *_machine(settings), *_devices(), *_models(settings)]
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    marks = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: " "}
+    for finding in findings:
+        table.add_row(marks[finding.good], finding.subject, finding.text)
+    Console(highlight=False).print(table)
+
+
+def _software() -> list[Finding]:
+    import torch
+
+    return [
+        Finding("hwaga", None, __version__),
+        Finding("Python", None, f"{platform.python_version()} on {platform.platform()}"),
+        Finding(
+            "torch",
+            None,
+            f"{torch.__version__}, {torch.get_num_threads()} threads, "
+            f"CPU kernels for {torch.backends.cpu.get_cpu_capability()}",
+        ),
+    ]
+
+
+def _machine(settings: Settings) -> list[Finding]:
+    findings = [
+        Finding("CPU", None, f"{len(os.sched_getaffinity(0))} cores" if hasattr(os, "sched_getaffinity") else "–")
+    ]
+    memory = host_memory()
+    if memory is not None:
+        text = f"{gibibytes(memory.available)} free of {gibibytes(memory.total)}"
+        findings.append(Finding("RAM", None, text))
+        findings.append(
+            Finding("Swap", None if memory.swap_used < GIB else False,
+                    f"{gibibytes(memory.swap_used)} used of {gibibytes(memory.swap_total)}"
+                    + ("; a machine that swaps is slow: free some memory" if memory.swap_used >= GIB else ""))
+        )  # fmt: skip
+    place = _existing(settings.models)
+    findings.append(
+        Finding("Disk", None, f"{gibibytes(shutil.disk_usage(place).free)} free for models in {settings.models}")
+    )
+    return findings
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+
+def _devices() -> list[Finding]:
+    import torch
+
+    if not torch.cuda.is_available():
+        reason = "" if torch.version.cuda else ": this torch is built without CUDA"
+        return [Finding("GPU", None, f"none found{reason}; pictures are made on the CPU")]
+    findings = []
+    for index in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(index)
+        properties = torch.cuda.get_device_properties(index)
+        capability = f"compute capability {properties.major}.{properties.minor}"
+        good = torch.cuda.is_bf16_supported(including_emulation=False)
+        lacks = "" if good else "; it lacks bfloat16, use --dtype float32"
+        findings.append(
+            Finding(
+                f"cuda:{index}",
+                good,
+                f"{properties.name}, {gibibytes(free)} free of {gibibytes(total)}, {capability}{lacks}",
+            )
+        )
+    return findings
+
+
+def _models(settings: Settings) -> list[Finding]:
+    findings = []
+    for card in built_in_cards(settings.models).values():
+        if card.present:
+            findings.append(_verdict(card))
+        else:
+            findings.append(Finding(card.name, None, f"not on this machine; it would lie in {card.folder}"))
+    return findings
+
+
+def _verdict(card: ModelCard) -> Finding:
+    """Whether the weights fit beside each other. What a picture needs on top depends on its size."""
+    import torch
+
+    parameters = sum(part.parameters for part in card.parts.values())
+    free: int | None
+    if torch.cuda.is_available():
+        need, free, where = 2 * parameters, torch.cuda.mem_get_info()[0], "on the GPU in bfloat16"
+    else:
+        memory = host_memory()
+        need, free, where = 4 * parameters, memory.available if memory else None, "in RAM in float32"
+    if free is None:
+        return Finding(card.name, None, f"here; its weights need {gibibytes(need)} {where}")
+    fits = need < free
+    verdict = "they fit" if fits else f"only {gibibytes(free)} are free"
+    return Finding(card.name, fits, f"here; its weights need {gibibytes(need)} {where}: {verdict}")

@@ -1,0 +1,94 @@
+"""``hwaga show``: what made a picture, and making it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hwaga.cli.console import print_json, print_result, progress_bar, say
+from hwaga.errors import ImageFileError, SourceImageError
+from hwaga.image_file import check_writable, encode_result, format_of, read_settings, write
+from hwaga.request import ImageRequest, Step
+from hwaga.source_image import SourceImage
+
+
+def show(
+    file: Annotated[Path, typer.Argument(help="A picture that Hwaga made.")],
+    rerun: Annotated[bool, typer.Option("--rerun", help="Make it again and say whether it is the same.")] = False,
+    image: Annotated[
+        Path | None,
+        typer.Option(help="With --rerun: the source picture, where it lies neither beside FILE nor in this folder."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="With --rerun: where to write [default: FILE-rerun beside it]."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="With --rerun: the model, where it is not known by its name.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the settings as JSON.")] = False,
+) -> None:
+    """Show what made a picture: prompt, model, seed, size and everything else that it carries."""
+    settings = read_settings(file)
+    if rerun:
+        _rerun(file, settings, image, output, model)
+    elif as_json:
+        print_json(settings)
+    else:
+        for name, value in _rows(settings):
+            print_result(f"{name:<12}{value}")
+
+
+def _rows(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    request = settings.get("request")
+    rows = list(request.items()) if isinstance(request, dict) else []
+    rows += [(name, value) for name, value in settings.items() if name != "request"]
+    return [(name, f"{v['name']} (sha256 {v['sha256'][:12]}…)" if name == "image" else v) for name, v in rows]
+
+
+def _rerun(file: Path, settings: dict[str, Any], image: Path | None, output: Path | None, model: str | None) -> None:
+    target = output or file.with_stem(f"{file.stem}-rerun")
+    if target.is_dir():
+        target = target / file.name
+    if target.resolve() == file.resolve():
+        raise ImageFileError(f"{file} would be written over. Give another name with -o.")
+    check_writable(target)
+    request_values = settings.get("request")
+    if not isinstance(request_values, dict):
+        raise ImageFileError(f"{file} carries no request, so it cannot be made again.")
+    source = _source(file, request_values["image"], image) if "image" in request_values else None
+    request = ImageRequest.from_json(request_values, image=source)
+    with progress_bar() as bar:
+        bar.show("Starting", 0, None)
+        from hwaga.engine import Engine
+
+        with Engine.open(
+            model or settings.get("model"), device=settings.get("device"), dtype=settings.get("dtype"),
+            progress=lambda done, total: bar.show("Loading weights", done, total),
+        ) as engine:  # fmt: skip
+            for event in engine.stream(request):
+                if isinstance(event, Step):
+                    bar.show("Drawing", event.index, event.total)
+    assert not isinstance(event, Step), "a stream ends in its result"
+    data = encode_result(event, format_of(target))
+    write(target, data)
+    print_result(str(target))
+    if data == file.read_bytes():
+        say(f"Identical to {file}, byte for byte.")
+    else:
+        say(f"Not identical to {file}: it was made by another version, on another machine, or in another file format.")
+
+
+def _source(file: Path, named: dict[str, Any], given: Path | None) -> SourceImage:
+    """The source picture of an image-to-image request, known by its sha256."""
+    name = Path(str(named.get("name"))).name
+    for path in [given] if given else [file.parent / name, Path(name)]:
+        if path.is_file():
+            source = SourceImage.read(path)
+            if source.sha256 == named.get("sha256"):
+                return source
+            if given:
+                raise SourceImageError(f"{given} is not the picture that {file} was made from ({name}, other content).")
+    raise SourceImageError(f"{file} was made from {name}, which is not here. Say where it is with --image.")
