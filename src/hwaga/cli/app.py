@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from hwaga.cli.console import print_result
 from hwaga.cli.doctor import doctor
 from hwaga.cli.generate import image2image, text2image
 from hwaga.cli.models import models
@@ -21,13 +22,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print_result(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
 ) -> None:
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
+    pass
 
 
 for command in (text2image, image2image, show, models, doctor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,7 +89,7 @@ def _source(file: Path, named: dict[str, Any], given: Path | None) -> SourceImag
         if path.is_file():
             source = SourceImage.read(path)
             if source.sha256 == named.get("sha256"):
-                return source
+                return replace(source, name=name)
             if given:
                 raise SourceImageError(f"{given} is not the picture that {file} was made from ({name}, other content).")
     raise SourceImageError(f"{file} was made from {name}, which is not here. Say where it is with --image.")

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from command import Command
+from PIL import Image
+
+
+def test_settings_are_shown(hwaga: Command) -> None:
+    hwaga("text2image", "파란 배경의 고양이", "--seed", 3, "--steps", 2, "-o", "cat.png")
+    shown = hwaga("show", "cat.png").out
+    assert "파란 배경의 고양이" in shown
+    assert "mini" in shown
+    settings = json.loads(hwaga("show", "cat.png", "--json").out)
+    assert settings["request"] == {"prompt": "파란 배경의 고양이", "width": 256, "height": 256, "steps": 2, "seed": 3}
+    with Image.open("cat.png") as picture:
+        first, second = picture.info["parameters"].splitlines()
+    assert first == "파란 배경의 고양이"
+    assert "Steps: 2" in second
+    assert "Seed: 3" in second
+    assert "Size: 256x256" in second
+
+
+def test_a_rerun_is_identical(hwaga: Command) -> None:
+    hwaga("text2image", "a fox", "--steps", 3, "-o", "fox.png")
+    done = hwaga("show", "fox.png", "--rerun")
+    assert done.out == "fox-rerun.png\n"
+    assert "Identical" in done.err
+    assert Path("fox.png").read_bytes() == Path("fox-rerun.png").read_bytes()
+
+
+def test_a_rerun_finds_the_source_picture_by_its_content(hwaga: Command) -> None:
+    Path("out").mkdir()
+    hwaga("text2image", "a fox", "--seed", 1, "--steps", 2, "-o", "fox.png")
+    hwaga("image2image", "fox.png", "a cat", "--steps", 3, "--strength", "0.45", "-o", "out/cat.png")
+    assert json.loads(hwaga("show", "out/cat.png", "--json").out)["request"]["image"]["name"] == "fox.png"
+    assert "Identical" in hwaga("show", "out/cat.png", "--rerun", "-o", "again.png").err
+    Path("fox.png").rename("moved.png")
+    assert "--image" in hwaga.refused("show", "out/cat.png", "--rerun", "-o", "third.png")
+    assert "Identical" in hwaga("show", "out/cat.png", "--rerun", "-o", "third.png", "--image", "moved.png").err
+    said = hwaga.refused("show", "out/cat.png", "--rerun", "-o", "no.png", "--image", "again.png")
+    assert "not the picture" in said
+    assert not Path("no.png").exists()
+
+
+def test_what_cannot_be_shown(hwaga: Command) -> None:
+    Image.new("RGB", (8, 8)).save("plain.png")
+    assert "carries no Hwaga settings" in hwaga.refused("show", "plain.png")
+    assert "There is no file" in hwaga.refused("show", "missing.png")
+    hwaga("text2image", "a fox", "--steps", 1, "-o", "fox.png")
+    assert "written over" in hwaga.refused("show", "fox.png", "--rerun", "-o", "fox.png")
