@@ -11,7 +11,6 @@ import io
 import os
 import stat
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +42,7 @@ DAMAGE = (
     LookupError,
     EOFError,
     OverflowError,
+    AssertionError,
     MemoryError,
     struct.error,
     zlib.error,
@@ -168,12 +168,9 @@ def opened_picture(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> I
     if not data:
         raise SourceImageError(f"{name} is empty. Give a PNG, JPEG or WebP picture.")
     try:
-        # Pillow warns of oddities that are either harmless or an error a moment later.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                _check_pixels(picture.size, name, max_pixels)
-                yield picture
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            _check_pixels(picture.size, name, max_pixels)
+            yield picture
     except UnidentifiedImageError as error:
         raise SourceImageError(f"{name} is not a PNG, JPEG or WebP picture. Convert it first.") from error
     except SourceImageError:

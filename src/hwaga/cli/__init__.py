@@ -6,6 +6,7 @@ Exit codes: 0 done; 2 the command or the request is not good, with the reason on
 from __future__ import annotations
 
 import sys
+import warnings
 
 from hwaga.errors import HwagaError
 
@@ -15,6 +16,8 @@ def main() -> None:
     from hwaga.cli.app import app
     from hwaga.cli.console import say_error
 
+    # Pillow warns of oddities in pictures that are either harmless or an error a moment later.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         app()
     except HwagaError as error:
