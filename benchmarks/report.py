@@ -25,8 +25,9 @@ def spread(seconds: Sequence[float]) -> dict[str, float]:
     }
 
 
-def write_report(name: str, figures: dict[str, Any], folder: Path = FOLDER) -> Path:
-    """Writes ``results/NAME.json``."""
+def write_report(name: str, figures: dict[str, Any]) -> Path:
+    """Writes ``results/NAME.json``; ``BENCHMARK_RESULTS`` names another folder."""
+    folder = Path(os.environ.get("BENCHMARK_RESULTS", FOLDER))
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     path.write_text(json.dumps({"where": _where(), **figures}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
