@@ -31,18 +31,20 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "sampling": FOUNDATION,
     "weights": FOUNDATION,
     "families": FOUNDATION | {"weights", "sampling", "kernels"},
+    "tokens": FOUNDATION | {"families"},  # the families' tokenizers for those that run without torch
     "memory": FOUNDATION | {"kernels"},
     "prompt": FOUNDATION,
     "engine": FOUNDATION | {"prompt", "families", "memory", "weights", "sampling", "kernels"},
     "__init__": FOUNDATION | {"prompt", "engine"},  # the public names
-    "server": FOUNDATION | {"__init__", "prompt", "memory", "engine"},
-    "cli": FOUNDATION | {"__init__", "prompt", "memory", "engine", "server"},  # `hwaga serve` starts the server
+    "server": FOUNDATION | {"__init__", "prompt", "tokens", "memory", "engine"},
+    "cli": FOUNDATION
+    | {"__init__", "prompt", "tokens", "memory", "engine", "server"},  # `hwaga serve` starts the server
     "__main__": frozenset({"cli"}),
     "ui": frozenset(),  # speaks HTTP
 }
 
 # Words, requests, cards and picture files are for the server's front and for --help, which run without torch.
-WITHOUT_TORCH = FOUNDATION | {"prompt"}
+WITHOUT_TORCH = FOUNDATION | {"prompt", "tokens"}
 # The reference that Z-Image is held against is no part of Z-Image; SDXL's networks are borrowed from it.
 REFERENCE = frozenset({"diffusers", "transformers", "peft", "accelerate"})
 BORROWS_NETWORKS = "families/sdxl/"

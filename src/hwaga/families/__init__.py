@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 from hwaga.errors import CardError
-from hwaga.families.family import Family
+from hwaga.families.family import Family, Tokenizer
 
 FAMILIES = {"z_image": "hwaga.families.z_image.family:ZImage"}
 """Family by name: module and class. A family is imported when a model of it is opened."""
+
+
+TOKENIZERS = {"z_image": "hwaga.families.z_image.tokenizer:PromptTokenizer"}
+"""Tokenizer by family, likewise. It takes the checkpoint's folder of the same name, and brings no torch."""
 
 
 def find_family(name: str) -> Family:
@@ -20,5 +25,24 @@ def find_family(name: str) -> Family:
     """
     if name not in FAMILIES:
         raise CardError(f"There is no model family {name!r}. There is {', '.join(FAMILIES)}.")
-    module, _, attribute = FAMILIES[name].partition(":")
-    return cast(Family, getattr(import_module(module), attribute)())
+    return cast(Family, _imported(FAMILIES[name])())
+
+
+def open_tokenizer(family: str, folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint, without its networks.
+
+    Args:
+        folder: the checkpoint.
+
+    Raises:
+        CardError: no family of that name has one.
+        CheckpointError: the checkpoint has none, or a damaged one.
+    """
+    if family not in TOKENIZERS:
+        raise CardError(f"The model family {family!r} has no tokenizer of its own. {', '.join(TOKENIZERS)} has.")
+    return cast(Tokenizer, _imported(TOKENIZERS[family])(folder / "tokenizer"))
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

@@ -55,6 +55,13 @@ class Model(Protocol):
         """Pixels of one picture's latents, not clamped."""
 
 
+class Tokenizer(Protocol):
+    """Counts a prompt before any network is loaded."""
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, template included, however many they are."""
+
+
 class Family(Protocol):
     """Opens checkpoints of one architecture."""
 

@@ -1,0 +1,19 @@
+"""How many tokens a prompt has, asked of a checkpoint's tokenizer alone: no network is loaded and torch is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hwaga.cards import ModelCard
+from hwaga.families import open_tokenizer
+
+
+def token_counter(card: ModelCard) -> Callable[[str], int]:
+    """A function from a prompt to its number of tokens on this model, chat template included.
+
+    Raises:
+        CardError: the model's family has no tokenizer of its own.
+        CheckpointError: the checkpoint lacks its tokenizer, or it is damaged.
+    """
+    tokenizer = open_tokenizer(card.family, card.folder)
+    return lambda prompt: len(tokenizer.ids(prompt))
