@@ -5,8 +5,9 @@ is. The command line ends with exit code 2 on any of them.
 
     HwagaError
     ├── RequestError              the request cannot be honoured as it stands
-    │   ├── PromptError           empty prompt
+    │   ├── PromptError           empty prompt, or a slot that does not exist
     │   │   └── PromptTooLongError    more tokens than the model takes
+    │   ├── StyleError            no such style, industry or use, or a style whose LoRA is not there
     │   ├── SizeError             width, height or aspect
     │   └── SourceImageError      the picture to start from cannot be read
     ├── ModelError                the model cannot be found or opened
@@ -14,6 +15,7 @@ is. The command line ends with exit code 2 on any of them.
     │   ├── CardError             a model card that is not valid
     │   └── CheckpointError       weights missing, damaged or of another shape
     ├── DeviceError               a device or number format that this machine does not have
+    ├── PackError                 a prompt pack that is not valid
     ├── SettingsError             a configuration file or environment variable that is not valid
     └── ImageFileError            a picture that cannot be written, or that carries no Hwaga settings
 """
@@ -30,7 +32,7 @@ class RequestError(HwagaError, ValueError):
 
 
 class PromptError(RequestError):
-    """The prompt is empty or not text."""
+    """The prompt is empty or not text, or its slots are not those that exist."""
 
 
 class PromptTooLongError(PromptError):
@@ -47,6 +49,10 @@ class PromptTooLongError(PromptError):
         self.tokens = tokens
         self.limit = limit
         self.kept = kept
+
+
+class StyleError(RequestError):
+    """No style, industry or use has that name, or the style's LoRA is not there."""
 
 
 class SizeError(RequestError):
@@ -75,6 +81,10 @@ class CheckpointError(ModelError):
 
 class DeviceError(HwagaError):
     """A device or number format that this machine does not have."""
+
+
+class PackError(HwagaError):
+    """A pack of styles or industries is not valid."""
 
 
 class SettingsError(HwagaError):

@@ -1,0 +1,10 @@
+"""Words only: templates, packs of styles and industries, and the composer. It imports no torch."""
+
+from __future__ import annotations
+
+from hwaga.prompt.compose import Composition, compose
+from hwaga.prompt.library import Library
+from hwaga.prompt.style import LoraUse
+from hwaga.prompt.template import Slots
+
+__all__ = ["Composition", "Library", "LoraUse", "Slots", "compose"]
