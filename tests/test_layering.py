@@ -249,6 +249,12 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert "Usage" in done.stdout
 
 
+def test_composing_and_counting_loads_nothing_heavy() -> None:
+    done = run_fresh("hwaga('prompt', 'a cake', '--style', 'watercolor', '--industry', 'auto', '--model', 'mini')")
+    assert done.returncode == 0, done.stderr
+    assert "watercolour" in done.stdout
+
+
 def test_the_look_for_heavy_modules_can_fail() -> None:
     done = run_fresh("sys.modules['diffusers'] = sys")
     assert done.returncode == 1

@@ -4,6 +4,7 @@
     HWAGA_DEVICE      device      "cuda", "cuda:1", "mps" or "cpu"; the fastest present unless set
     HWAGA_DTYPE       dtype       "bfloat16" or "float32"; what suits the device unless set
     HWAGA_DATA_DIR    data_dir    where models are kept; the platform's data folder unless set
+    HWAGA_PACKS_DIR   packs_dir   a folder of your own styles and industries; only the built-in ones unless set
 
 The file is TOML at ``$HWAGA_CONFIG``, or ``hwaga/config.toml`` in the platform's configuration folder.
 """
@@ -28,11 +29,17 @@ class Settings:
     device: str | None = None
     dtype: str | None = None
     data_dir: str = ""
+    packs_dir: str = ""
 
     @property
     def models(self) -> Path:
         """The folder that fetched models lie in, one folder each."""
         return (Path(self.data_dir).expanduser() if self.data_dir else _platform_folder("DATA")) / "models"
+
+    @property
+    def packs(self) -> Path | None:
+        """The folder of the user's own prompt packs, if there is one."""
+        return Path(self.packs_dir).expanduser() if self.packs_dir else None
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:

@@ -10,6 +10,7 @@ from hwaga.cli.console import print_result
 from hwaga.cli.doctor import doctor
 from hwaga.cli.generate import image2image, text2image
 from hwaga.cli.models import models
+from hwaga.cli.prompt import industries, prompt, styles
 from hwaga.cli.show import show
 from hwaga.version import __version__
 
@@ -37,5 +38,5 @@ def _main(
     pass
 
 
-for command in (text2image, image2image, show, models, doctor):
+for command in (text2image, image2image, prompt, styles, industries, show, models, doctor):
     app.command()(command)
