@@ -14,6 +14,7 @@ is. The command line ends with exit code 2 on any of them.
     │   ├── CardError             a model card that is not valid
     │   └── CheckpointError       weights missing, damaged or of another shape
     ├── DeviceError               a device or number format that this machine does not have
+    ├── DeviceMemoryError         the device ran out of memory
     ├── SettingsError             a configuration file or environment variable that is not valid
     └── ImageFileError            a picture that cannot be written, or that carries no Hwaga settings
 """
@@ -75,6 +76,10 @@ class CheckpointError(ModelError):
 
 class DeviceError(HwagaError):
     """A device or number format that this machine does not have."""
+
+
+class DeviceMemoryError(HwagaError):
+    """The device ran out of memory. What the work held is free again."""
 
 
 class SettingsError(HwagaError):
