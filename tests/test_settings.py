@@ -18,12 +18,12 @@ def config_file(folder: Path, text: str) -> dict[str, str]:
     return {"HWAGA_CONFIG": str(path)}
 
 
-def test_defaults(tmp_path: Path) -> None:
+def test_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     environment = {"XDG_CONFIG_HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "share")}
     settings = Settings.read(environment)
     assert replace(settings, data_dir="") == Settings()
-    if sys.platform == "linux":
-        assert settings.models == tmp_path / "share" / "hwaga" / "models"
+    assert settings.models == tmp_path / "share" / "hwaga" / "models"
     assert Settings().model == "mini"
     assert Settings().device is None
     assert Settings().dtype is None
@@ -46,12 +46,20 @@ def test_every_setting_from_both_places(tmp_path: Path, name: str) -> None:
     assert getattr(Settings.read(environment | {f"HWAGA_{name.upper()}": ""}), name) == "from the file"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the XDG folders are Linux's")
-def test_file_in_the_platforms_folder(tmp_path: Path) -> None:
+def test_file_in_the_platforms_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
     folder = tmp_path / "hwaga"
     folder.mkdir()
     (folder / "config.toml").write_text('model = "파일"', encoding="utf-8")
     assert Settings.read({"XDG_CONFIG_HOME": str(tmp_path)}).model == "파일"
+
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    support = tmp_path / "Library" / "Application Support" / "hwaga"
+    support.mkdir(parents=True)
+    (support / "config.toml").write_text('model = "mac"')
+    assert Settings.read({}).model == "mac"
+    assert Settings.read({}).models == support / "models"
 
 
 def test_the_process_environment_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,9 +72,9 @@ def test_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Settings(data_dir=str(tmp_path / "data")).models == tmp_path / "data" / "models"
     assert Settings(data_dir="~/data").models == tmp_path / "data" / "models"
+    monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
-    if sys.platform == "linux":
-        assert Settings().models == tmp_path / "share" / "hwaga" / "models"
+    assert Settings().models == tmp_path / "share" / "hwaga" / "models"
 
 
 def test_settings_are_frozen() -> None:

@@ -23,12 +23,9 @@ from hwaga.errors import CardError, CheckpointError, DeviceError, DeviceMemoryEr
 from hwaga.families import find_family
 from hwaga.families.family import Model, Progress
 from hwaga.memory.budget import process_memory
-from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
+from hwaga.request import MAX_SEED, ImageRequest, MemoryUse, Result, Step, Timings
 from hwaga.sampling.euler import euler
 from hwaga.settings import Settings
-
-MAX_DRAWN_SEED = 2**32
-"""Seeds that are drawn stay below this, so that people can read them out."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +215,7 @@ class Engine:
             height=height,
             aspect=None,
             steps=steps,
-            seed=secrets.randbelow(MAX_DRAWN_SEED) if request.seed is None else request.seed,
+            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
         return _Job(
             request=resolved,

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Fit = Literal["crop", "pad", "stretch"]
 
-MAX_SEED = 2**63 - 1
-"""Largest seed. Seeds are non-negative signed 64-bit integers, which JSON readers and SQL columns both hold."""
+MAX_SEED = 2**32 - 1
+"""Largest seed. torch and the reference seed their CPU generator with 32 bits: larger seeds would repeat smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ImageRequest:
         height: pixels; given together with ``width`` or not at all.
         aspect: a shape by name ("16:9"), looked up on the model's card; instead of width and height.
         steps: forwards of the denoiser; the model's default when left out.
-        seed: 0 to 2**63 - 1; drawn at random when left out, and reported in the result.
+        seed: 0 to 2**32 - 1; drawn at random when left out, and reported in the result.
         image: a picture to start from: a path, encoded bytes or a PIL image. It is read here and now.
         strength: in (0, 1]; the noise level that the source picture is taken to. 1 ignores the picture.
         fit: how a source picture of another shape meets the size: "crop", "pad" (white) or "stretch".
