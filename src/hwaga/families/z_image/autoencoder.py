@@ -100,7 +100,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         update = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        return cast(Tensor, (x if self.conv_shortcut is None else self.conv_shortcut(x)) + update)
+        return cast(Tensor, update.add_(x if self.conv_shortcut is None else self.conv_shortcut(x)))
 
 
 class SpatialAttention(nn.Module):
