@@ -10,6 +10,7 @@ network, to try the script. The figures go to ``results/gpu_full.json``.
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import json
 import lzma
@@ -161,7 +162,9 @@ def main() -> None:
     from hwaga import Engine, ImageRequest
 
     figures: dict[str, Any] = {"weights": "tiny" if arguments.tiny else "full size, random, bfloat16"}
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        raise SystemExit(f"{folder} exists. Name a folder that can be made and removed again.")
+    atexit.register(shutil.rmtree, folder)
     write_checkpoint(folder, tiny=arguments.tiny, device=device)
     gc.collect()
     if cuda:
@@ -218,6 +221,9 @@ def main() -> None:
         rows["hwaga_phases"] = {phase: spread(values)["median"] for phase, values in phases.items()}
         figures["pictures"][f"{width}x{height}"] = rows
         print(width, height, json.dumps(rows), flush=True)
+
+    twice = [np.asarray(hwaga(*sizes[-1], 3).image).tobytes() for _ in range(2)]
+    figures["same_bytes_twice"] = twice[0] == twice[1]
 
     mixed = [ImageRequest(PROMPT, width=w, height=h, seed=5) for w, h in (sizes * 4)[:4]]
     alone = [engine.generate(request).image for request in mixed]

@@ -22,9 +22,11 @@ for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "120"
 
-# Workers share the cores: with torch's default, each would start a thread for every core and they would take turns.
-_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
+# Workers share the cores: with torch's default, each would start a thread for every core and they would take turns. Nothing is
+# set in the process that starts the workers, since they would inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // _workers))
 
 # A busy machine is no failure, so no deadline; where results must repeat, so do the examples.
 settings.register_profile("hwaga", deadline=None, derandomize="CI" in os.environ)

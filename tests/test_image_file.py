@@ -44,7 +44,7 @@ MADE_WITH = {
         "prompt": '달빛 아래 "고양이"\n<lora:잉크:0.8>, 🎨 café',
         "width": 256,
         "height": 256,
-        "seed": 2**63 - 1,
+        "seed": 2**32 - 1,
     },
     "model": "mini",
     "device": "cpu",

@@ -363,7 +363,7 @@ class TestRefusals:
 
     def test_pipe_device_and_socket_do_not_block(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "cat.png")
-        assert refusal(tmp_path / "cat.png").startswith("cat.png is a device or a pipe")
+        assert refusal(tmp_path / "cat.png").endswith("cat.png' is a device or a pipe. Give the path of a picture.")
         for device in ("/dev/zero", "/dev/null"):
             if Path(device).exists():
                 assert "device" in refusal(device)

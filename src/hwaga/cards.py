@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -33,11 +34,9 @@ class Part:
     """One network of a model.
 
     Attributes:
-        folder: its folder in the checkpoint.
-        parameters: how many numbers it holds.
+        parameters: how many numbers of it are kept in memory.
     """
 
-    folder: str
     parameters: int
 
 
@@ -62,6 +61,7 @@ class Limits:
         multiple: sides are multiples of this many pixels.
         min_side, max_side, max_pixels: bounds of a picture.
         listed_sizes_only: only the sizes of the card's aspects are good.
+        max_steps: most steps.
         tokens: the prompt's limit unless a request raises it.
         max_tokens: how far it may be raised.
     """
@@ -71,6 +71,7 @@ class Limits:
     max_side: int
     max_pixels: int
     listed_sizes_only: bool
+    max_steps: int
     tokens: int
     max_tokens: int
 
@@ -151,7 +152,9 @@ class ModelCard:
 
     def nearest_aspect(self, width: int, height: int) -> str:
         """The card's shape nearest to a size, as "4:3 (1152x896)"."""
-        name = min(self.aspects, key=lambda a: abs(self.aspects[a][0] / self.aspects[a][1] - width / height))
+        name = min(
+            self.aspects, key=lambda a: abs(Fraction(*self.aspects[a]) - Fraction(max(width, 1), max(height, 1)))
+        )
         return f"{name} ({self.aspects[name][0]}x{self.aspects[name][1]})"
 
     @classmethod
@@ -197,12 +200,18 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
     cards = built_in_cards(models)
     if str(model) in cards:
         return cards[str(model)]
-    path = Path(model).expanduser()
-    if path.is_file():
+    try:
+        path = Path(model).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, nobody's home, a null byte
+        raise UnknownModelError(
+            f"There is no model {str(model)[:200]!r}: {error}. Known models: {', '.join(cards)}."
+        ) from error
+    if is_file:
         if path.suffix != ".toml":
             raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
         return ModelCard.read(path)
-    if path.is_dir():
+    if is_folder:
         return _card_of_folder(path, cards["z-image-turbo"])
     near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
@@ -222,9 +231,9 @@ def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
             f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout. "
             "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Fetch it again.") from error
-    if pipeline not in FAMILY_OF_PIPELINE:
+    if not isinstance(pipeline, str) or pipeline not in FAMILY_OF_PIPELINE:
         raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(FAMILY_OF_PIPELINE)}.")
     folder = folder.resolve()
     return replace(
@@ -300,6 +309,7 @@ def _limits(table: _Table) -> Limits:
         max_side=table.count("max_side"),
         max_pixels=table.count("max_pixels"),
         listed_sizes_only=table.get("listed_sizes_only", bool, False),
+        max_steps=table.count("max_steps"),
         tokens=table.count("tokens"),
         max_tokens=table.count("max_tokens"),
     )
@@ -320,7 +330,7 @@ def _aspects(table: _Table) -> dict[str, tuple[int, int]]:
 
 
 def _part(table: _Table) -> Part:
-    part = Part(folder=table.get("folder", str), parameters=table.count("parameters"))
+    part = Part(parameters=table.count("parameters"))
     table.close()
     return part
 
@@ -338,9 +348,9 @@ def _style(table: _Table) -> Style:
 def _preview(rows: list[Any]) -> tuple[tuple[float, ...], ...] | None:
     if not rows:
         return None
-    if not all(isinstance(row, list) and len(row) == 3 and all(isinstance(v, float) for v in row) for row in rows):
+    if not all(isinstance(row, list) and len(row) == 3 and all(type(v) in (int, float) for v in row) for row in rows):
         raise CardError("preview must be rows of three numbers: one for each latent channel, then the offset.")
-    return tuple(tuple(row) for row in rows)
+    return tuple(tuple(float(value) for value in row) for row in rows)
 
 
 def _round(side: int, multiple: int, *, up: int) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -16,16 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from hwaga.cards import ModelCard, find_card
-from hwaga.errors import CheckpointError, DeviceError, RequestError, SizeError
+from hwaga.errors import CardError, CheckpointError, DeviceError, DeviceMemoryError, RequestError, SizeError
 from hwaga.families import find_family
 from hwaga.families.family import Model, Progress
 from hwaga.memory.budget import process_memory
-from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
-from hwaga.sampling.euler import EulerStep, euler
+from hwaga.request import MAX_SEED, ImageRequest, MemoryUse, Result, Step, Timings
+from hwaga.sampling.euler import euler
 from hwaga.settings import Settings
-
-MAX_DRAWN_SEED = 2**32
-"""Seeds that are drawn stay below this, so that people can read them out."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Engine:
         with Engine.open("mini") as engine:
             engine.generate(ImageRequest("a red apple on a yellow background")).image.save("apple.png")
 
-    A generation touches nothing of another, so that streams may be interleaved.
+    A generation touches nothing of another but the count of the process's peak memory, so that streams may be interleaved.
 
     Attributes:
         card: what the model is.
@@ -85,24 +85,25 @@ class Engine:
             DeviceError: this machine has no such device, or the model does not run in that format.
         """
         settings = settings or Settings.read()
-        card = model if isinstance(model, ModelCard) else find_card(model or settings.model, settings.models)
-        family = find_family(card.family)
-        chosen_device = find_device(device or settings.device)
-        chosen_dtype = _find_dtype(dtype or settings.dtype, family.dtypes, chosen_device)
+        card, chosen_device, chosen_dtype = choose(
+            model or settings.model, device or settings.device, dtype or settings.dtype, settings
+        )
         if not card.present:
             raise CheckpointError(
                 f"{card.name} is not on this machine: {card.folder} holds no model. "
                 f"Fetch {card.source} into that folder, or give the folder that holds it as the model."
             )
-        return cls(
-            card,
-            family.open(card.folder, device=chosen_device, dtype=chosen_dtype, progress=progress),
-            chosen_device,
-            chosen_dtype,
-        )
+        with _memory_refused(chosen_device):
+            opened = find_family(card.family).open(
+                card.folder, device=chosen_device, dtype=chosen_dtype, progress=progress
+            )
+        channels = opened.latent_shape(*card.default_size)[0]
+        if card.preview is not None and len(card.preview) != channels + 1:
+            raise CardError(f"{card.name} has {channels} latent channels, so preview needs {channels + 1} rows.")
+        return cls(card, opened, chosen_device, chosen_dtype)
 
     def close(self) -> None:
-        """Frees the weights. The engine makes no more pictures."""
+        """Lets go of the weights. The engine makes no more pictures; a stream that is under way keeps them to its end."""
         self._model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -131,6 +132,7 @@ class Engine:
 
         Raises:
             RequestError: the model does not take the request, before any work is done.
+            DeviceMemoryError: the device ran out of memory. The engine can be used on.
         """
         for event in self.stream_many([request]):
             yield event if isinstance(event, Step) else event[0]
@@ -144,31 +146,35 @@ class Engine:
             raise RequestError("There is no request in the batch. Give at least one.")
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        start = self._now()
+        with _memory_refused(self.device):
+            start = self._now()
+            prompts = {tuple(job.token_ids): job.token_ids for job in jobs}
+            encoded_prompts = dict(zip(prompts, model.encode_prompts(list(prompts.values())), strict=True))
+            conditionings = [encoded_prompts[tuple(job.token_ids)] for job in jobs]
+            latents = [self._start(model, job) for job in jobs]
+            encoded = self._now()
 
-        conditionings = model.encode_prompts([job.token_ids for job in jobs])
-        latents = [self._start(model, job) for job in jobs]
-        encoded = self._now()
-
-        shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
-        total = max(len(schedule) for schedule in schedules) - 1
-        moment: list[EulerStep] = []  # what a preview is made from, while the generation waits for its consumer
-        try:
+            shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
+            total, waited = max(len(schedule) for schedule in schedules) - 1, 0.0
             for state in euler(model.derivative(conditionings, shapes, schedules), latents, schedules):
-                latents, moment[:] = state.latents, [state]
-                yield Step(state.index, total, state.sigmas[0], lambda: self._preview(moment))
-        finally:
-            moment.clear()
-        denoised = self._now()
+                latents, shown = state.latents, [state.denoised[0]]
+                left = time.perf_counter()
+                try:
+                    yield Step(state.index, total, state.sigmas[0], partial(self._preview, shown))
+                finally:
+                    shown.clear()  # a Step that is kept keeps no latents
+                waited += time.perf_counter() - left
+            denoised = self._now()
 
-        images = [_to_image(model.decode_latents(latent)) for latent in latents]
-        timings = Timings(encoded - start, denoised - encoded, self._now() - denoised)
+            images = [_to_image(model.decode_latents(latent)) for latent in latents]
+            timings = Timings(encoded - start, denoised - encoded - waited, self._now() - denoised)
         yield [
             Result(
                 image=image,
                 seed=job.seed,
                 request=job.request,
                 model=self.card.name,
+                weights=model.weights_digest,
                 device=(self.device.type, str(self.dtype).removeprefix("torch.")),
                 tokens=len(job.token_ids),
                 timings=timings,
@@ -198,19 +204,24 @@ class Engine:
         if limit > ceiling:
             raise RequestError(f"max_tokens of {limit} is beyond {self.card.name}, which takes {ceiling} at most.")
         steps = request.steps or self.card.steps
+        if steps > limits.max_steps:
+            raise RequestError(f"{self.card.name} takes {limits.max_steps} steps at most, not {steps}.")
         strength = request.strength if request.image is not None else 1.0
+        schedule = model.schedule(steps, strength, steps_scale=request.steps_scale and request.image is not None)
+        if len(schedule) < 2 or schedule[0] <= 0:
+            raise RequestError(f"A strength of {strength} leaves nothing to do. Raise it.")
         resolved = request.replace(
             width=width,
             height=height,
             aspect=None,
             steps=steps,
-            seed=secrets.randbelow(MAX_DRAWN_SEED) if request.seed is None else request.seed,
+            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
         return _Job(
             request=resolved,
             token_ids=model.tokenize(request.prompt, limit),
             shape=model.latent_shape(width, height),
-            schedule=model.schedule(steps, strength, steps_scale=request.steps_scale and request.image is not None),
+            schedule=schedule,
         )
 
     def _size(self, model: Model, request: ImageRequest) -> tuple[int, int]:
@@ -219,18 +230,23 @@ class Engine:
         elif request.width is not None and request.height is not None:
             size = request.width, request.height
         elif request.source is not None:
-            size = request.source.size_rounded(self.card.limits.multiple)
+            size = request.source.size_rounded(math.lcm(self.card.limits.multiple, model.size_multiple))
             try:
                 self.card.check_size(*size)
-            except SizeError as error:
+            except SizeError:
                 picture = request.source.image
+                nearest = self.card.nearest_aspect(picture.width, picture.height)
                 raise SizeError(
-                    f"The picture is {picture.width}x{picture.height} and no size was given. {error} "
-                    "Give an aspect or a size, and the picture is fitted to it."
+                    f"The picture is {picture.width}x{picture.height}, which {self.card.name} does not make, and no size was "
+                    f"given. Give an aspect or a size, and the picture is fitted to it. Nearest shape: {nearest}."
                 ) from None
         else:
             size = self.card.default_size
         self.card.check_size(*size)
+        if size[0] % model.size_multiple or size[1] % model.size_multiple:
+            raise SizeError(
+                f"This checkpoint takes sides that are multiples of {model.size_multiple}, not {size[0]}x{size[1]}."
+            )
         if max(size) > model.max_side:
             raise SizeError(
                 f"This checkpoint has positions for sides of up to {model.max_side} pixels, not {max(size)}."
@@ -250,13 +266,12 @@ class Engine:
         latents = model.encode_pixels(pixels.to(self.device), posterior)
         return model.noised(latents, _noise(job.shape, generator).to(self.device), sigma)
 
-    def _preview(self, moment: list[EulerStep]) -> Image.Image | None:
-        if not moment or self.card.preview is None:
+    def _preview(self, shown: list[Tensor]) -> Image.Image | None:
+        if not shown or self.card.preview is None:
             return None
         with torch.inference_mode():
-            latent = moment[0].denoised[0]
-            *rows, offset = torch.tensor(self.card.preview, device=latent.device).unbind()
-            return _to_image(torch.einsum("chw,cr->rhw", latent, torch.stack(rows)) + offset[:, None, None])
+            *rows, offset = torch.tensor(self.card.preview, device=shown[0].device).unbind()
+            return _to_image(torch.einsum("chw,cr->rhw", shown[0], torch.stack(rows)) + offset[:, None, None])
 
     def _now(self) -> float:
         """Wall time once the device has caught up; only called between phases."""
@@ -271,6 +286,15 @@ class Engine:
             rss_anon=None if process is None else process.rss_anon,
             swap=None if process is None else process.swap,
         )
+
+
+def choose(
+    model: str | Path | ModelCard, device: str | None, dtype: str | None, settings: Settings
+) -> tuple[ModelCard, torch.device, torch.dtype]:
+    """What ``Engine.open`` would open, and where; nothing is loaded. See there for the arguments and errors."""
+    card = model if isinstance(model, ModelCard) else find_card(model, settings.models)
+    chosen = find_device(device)
+    return card, chosen, _find_dtype(dtype, find_family(card.family).dtypes, chosen)
 
 
 def find_device(name: str | None) -> torch.device:
@@ -302,8 +326,22 @@ def _find_dtype(name: str | None, offered: Sequence[str], device: torch.device) 
     return cast(torch.dtype, getattr(torch, name))
 
 
+@contextmanager
+def _memory_refused(device: torch.device) -> Iterator[None]:
+    """Says what torch's out-of-memory errors mean, and gives what its allocator hoards back to the device."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(device)
+        raise DeviceMemoryError(
+            f"{device} ran out of memory: {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free now. Close what else uses the "
+            "GPU, make the picture smaller or fewer at a time, or use the CPU."
+        ) from error
+
+
 def _noise(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator, dtype=torch.float32)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _to_pixels(image: Image.Image) -> Tensor:

@@ -16,6 +16,7 @@ is. The command line ends with exit code 2 on any of them.
     │   └── CheckpointError       weights missing, damaged or of another shape
     ├── DeviceError               a device or number format that this machine does not have
     ├── PackError                 a prompt pack that is not valid
+    ├── DeviceMemoryError         the device ran out of memory
     ├── SettingsError             a configuration file or environment variable that is not valid
     └── ImageFileError            a picture that cannot be written, or that carries no Hwaga settings
 """
@@ -85,6 +86,10 @@ class DeviceError(HwagaError):
 
 class PackError(HwagaError):
     """A pack of styles or industries is not valid."""
+
+
+class DeviceMemoryError(HwagaError):
+    """The device ran out of memory. What the work held is free again."""
 
 
 class SettingsError(HwagaError):

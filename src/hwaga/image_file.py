@@ -65,6 +65,7 @@ def made_with(result: Result) -> dict[str, Any]:
     return {
         "version": __version__,
         "model": result.model,
+        "weights": result.weights,
         "device": device,
         "dtype": dtype,
         "request": result.request.to_json(),

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 Fit = Literal["crop", "pad", "stretch"]
 
-MAX_SEED = 2**63 - 1
-"""Largest seed. Seeds are non-negative signed 64-bit integers, which JSON readers and SQL columns both hold."""
+MAX_SEED = 2**32 - 1
+"""Largest seed. torch and the reference seed their CPU generator with 32 bits: larger seeds would repeat smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ImageRequest:
         height: pixels; given together with ``width`` or not at all.
         aspect: a shape by name ("16:9"), looked up on the model's card; instead of width and height.
         steps: forwards of the denoiser; the model's default when left out.
-        seed: 0 to 2**63 - 1; drawn at random when left out, and reported in the result.
+        seed: 0 to 2**32 - 1; drawn at random when left out, and reported in the result.
         image: a picture to start from: a path, encoded bytes or a PIL image. It is read here and now.
         strength: in (0, 1]; the noise level that the source picture is taken to. 1 ignores the picture.
         fit: how a source picture of another shape meets the size: "crop", "pad" (white) or "stretch".
@@ -81,6 +81,10 @@ class ImageRequest:
                 raise SizeError(f"The {name} must be a whole number of pixels, not {side!r}.")
             if side is not None and side < 1:
                 raise SizeError(f"The {name} must be positive, not {side}.")
+        if self.aspect is not None and not isinstance(self.aspect, str):
+            raise SizeError(f"The aspect must be the name of a shape, as in '16:9', not {self.aspect!r}.")
+        if not isinstance(self.steps_scale, bool):
+            raise RequestError(f"steps_scale must be true or false, not {self.steps_scale!r}.")
         for name in ("steps", "max_tokens"):
             count = getattr(self, name)
             if count is not None and (not _is_int(count) or count < 1):
@@ -178,7 +182,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of wall time by phase. In a packed batch the phases are shared, so each picture reports the whole."""
+    """Seconds of wall time by phase, without what the consumer of a stream took between steps.
+
+    In a packed batch the phases are shared, so each picture reports the whole.
+    """
 
     encode: float
     denoise: float
@@ -194,7 +201,7 @@ class MemoryUse:
     """Memory of this process at the end of a generation, in bytes.
 
     Attributes:
-        peak_vram: most device memory allocated during the generation; None on the CPU.
+        peak_vram: most device memory that the process had allocated during the generation; None on the CPU.
         rss_anon: resident anonymous memory (what the kernel could only free by swapping); None where /proc has none.
         swap: memory of this process in swap; None where /proc has none.
     """
@@ -213,6 +220,7 @@ class Result:
         seed: the seed that made it.
         request: the request with every default filled in: made again, it gives this picture.
         model: name of the model's card.
+        weights: tells the checkpoint from others of that name.
         device: device type and number format that it was made with, such as ("cpu", "float32").
         tokens: tokens of the prompt, chat template included.
         timings: seconds by phase.
@@ -223,6 +231,7 @@ class Result:
     seed: int
     request: ImageRequest
     model: str
+    weights: str
     device: tuple[str, str]
     tokens: int
     timings: Timings

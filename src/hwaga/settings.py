@@ -34,12 +34,12 @@ class Settings:
     @property
     def models(self) -> Path:
         """The folder that fetched models lie in, one folder each."""
-        return (Path(self.data_dir).expanduser() if self.data_dir else _platform_folder("DATA")) / "models"
+        return _home(self.data_dir or str(_platform_folder("DATA", os.environ))) / "models"
 
     @property
     def packs(self) -> Path | None:
         """The folder of the user's own prompt packs, if there is one."""
-        return Path(self.packs_dir).expanduser() if self.packs_dir else None
+        return _home(self.packs_dir) if self.packs_dir else None
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Settings:
@@ -49,7 +49,7 @@ class Settings:
             SettingsError: the file is missing where the environment names it, is no TOML, or holds an unknown key.
         """
         named = environment.get("HWAGA_CONFIG")
-        path = Path(named).expanduser() if named else _platform_folder("CONFIG", environment) / "config.toml"
+        path = _home(named) if named else _platform_folder("CONFIG", environment) / "config.toml"
         names = [field.name for field in fields(cls)]
         values: dict[str, str] = {}
         if named or path.is_file():
@@ -67,13 +67,18 @@ class Settings:
             value = environment.get(f"HWAGA_{name.upper()}")
             if value:
                 values[name] = value
-        return cls(**values)
+        return cls(**{"data_dir": str(_platform_folder("DATA", environment)), **values})
 
 
-def _platform_folder(kind: str, environment: Mapping[str, str] = os.environ) -> Path:
-    if sys.platform == "win32":
-        return Path(environment.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "hwaga"
+def _platform_folder(kind: str, environment: Mapping[str, str]) -> Path:
     if sys.platform == "darwin":
         return Path("~/Library/Application Support/hwaga").expanduser()
     default = {"DATA": "~/.local/share", "CONFIG": "~/.config"}[kind]
     return Path(environment.get(f"XDG_{kind}_HOME") or default).expanduser() / "hwaga"
+
+
+def _home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SettingsError(f"The folder {path} is in a home that cannot be told: {error}. Write it out.") from error

@@ -142,10 +142,10 @@ def read_file(path: Path) -> tuple[str, bytes]:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer, and a device may never end
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-            raise SourceImageError(f"{path.name} is {kind}. Give the path of a picture.")
+            raise SourceImageError(f"'{path}' is {kind}. Give the path of a picture.")
         if status.st_size > MAX_BYTES:
             raise SourceImageError(
-                f"{path.name} has {status.st_size:,} bytes, and {MAX_BYTES:,} are the most that are read. Save it smaller."
+                f"'{path}' has {status.st_size:,} bytes, and {MAX_BYTES:,} are the most that are read. Save it smaller."
             )
         # A name that is not UTF-8 could be stored nowhere.
         return path.name.encode(errors="replace").decode(), path.read_bytes()

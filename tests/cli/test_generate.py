@@ -120,7 +120,9 @@ def test_image2image_fits_a_picture_of_any_shape(hwaga: Command) -> None:
         (["text2image", "a fox", "--size", "256x256", "--aspect", "1:1"], "not both"),
         (["text2image", "a fox", "--aspect", "2:1"], "16:9"),
         (["text2image", "a fox", "--steps", "0"], "at least 1"),
+        (["text2image", "a fox", "--steps", "101"], "100 steps at most"),
         (["text2image", "a fox", "--seed", "-1"], "from 0"),
+        (["image2image", "fox.png", "a fox", "--strength", "1e-17", "--steps-scale"], "leaves nothing to do"),
         (["text2image", "a fox", "-n", "0"], "number"),
         (["text2image", "a fox", "-m", "minni"], "Did you mean mini"),
         (["text2image", "a fox", "-m", "z-image-turbo"], "not on this machine"),
@@ -175,7 +177,7 @@ def test_a_full_disk_leaves_no_half_file(hwaga: Command, monkeypatch: pytest.Mon
 
 
 def test_control_c_leaves_no_file_and_ends_with_130(tmp_path: Path) -> None:
-    command = [*HWAGA, "text2image", "a fox", "--steps", "2000", "-o", str(tmp_path / "fox.png")]
+    command = [*HWAGA, "text2image", "a fox", "--steps", "100", "-o", str(tmp_path / "fox.png")]
     leader, follower = pty.openpty()  # a terminal, so that the bar tells when drawing has begun
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env={**os.environ, "TERM": "xterm"})
     os.close(follower)
@@ -189,6 +191,34 @@ def test_control_c_leaves_no_file_and_ends_with_130(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert out == b""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_terminal_beside_a_pipe_leaves_the_pipe_the_path(tmp_path: Path) -> None:
+    command = [*HWAGA, "text2image", "a fox", "--steps", "1", "-o", str(tmp_path / "fox.png")]
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "FORCE_COLOR": "1"}
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=follower, env=environment, text=True, check=True)
+    os.close(follower)
+    shown = os.read(leader, 65536)
+    os.close(leader)
+    assert done.stdout == f"{tmp_path / 'fox.png'}\n"
+    assert b"Drawing" in shown
+
+
+def test_json_tells_of_what_was_written_before_a_failure(hwaga: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 2:  # a picture and its folder
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    outcome = hwaga("text2image", "a fox", "--seed", 1, "-n", 2, "--steps", 1, "-o", "fox.png", "--json")
+    assert outcome.code == 2
+    assert [image["path"] for image in json.loads(outcome.out)["images"]] == ["fox-1.png"]
+    assert [path.name for path in Path().iterdir()] == ["fox-1.png"]
 
 
 def test_a_pipe_gets_no_progress_and_a_closed_one_no_traceback(tmp_path: Path) -> None:

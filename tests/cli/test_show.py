@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 from command import Command
 from PIL import Image
+
+from hwaga.image_file import encode, read_settings
 
 
 def test_settings_are_shown(hwaga: Command) -> None:
@@ -49,4 +53,45 @@ def test_what_cannot_be_shown(hwaga: Command) -> None:
     assert "carries no Hwaga settings" in hwaga.refused("show", "plain.png")
     assert "There is no file" in hwaga.refused("show", "missing.png")
     hwaga("text2image", "a fox", "--steps", 1, "-o", "fox.png")
+    assert "add --rerun" in hwaga.refused("show", "fox.png", "-o", "zzz.png")
     assert "written over" in hwaga.refused("show", "fox.png", "--rerun", "-o", "fox.png")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model": 5}, {"request": {"prompt": "x", "image": "foo"}}, {"request": []}, {"weights": None}, {"device": []}],
+)
+def test_settings_of_a_strange_form_are_refused(hwaga: Command, change: dict[str, Any]) -> None:
+    made = {
+        "version": "0",
+        "model": "mini",
+        "weights": "0",
+        "device": "cpu",
+        "dtype": "float32",
+        "request": {"prompt": "x"},
+    }
+    picture = encode(Image.new("RGB", (8, 8)), "png", made_with={**made, **change}, parameters="")
+    Path("odd.png").write_bytes(picture)
+    assert "Give the picture as it was made" in hwaga.refused("show", "odd.png")
+    assert "Give the picture as it was made" in hwaga.refused("show", "odd.png", "--rerun")
+
+
+@pytest.mark.parametrize("request_values", [{"prompt": "x", "aspect": ["1:1"]}, {"prompt": "x", "size": 3}, {}])
+def test_requests_of_a_strange_form_are_refused(hwaga: Command, request_values: dict[str, Any]) -> None:
+    made = {"version": "0", "model": "mini", "weights": "0", "device": "cpu", "dtype": "float32"}
+    picture = encode(Image.new("RGB", (8, 8)), "png", made_with={**made, "request": request_values}, parameters="")
+    Path("odd.png").write_bytes(picture)
+    hwaga.refused("show", "odd.png", "--rerun")
+
+
+def test_other_weights_of_the_same_name_are_told(hwaga: Command) -> None:
+    hwaga("text2image", "a fox", "--steps", 1, "-o", "fox.png")
+    made = read_settings("fox.png")
+    with Image.open("fox.png") as picture:
+        data = encode(picture.convert("RGB"), "png", made_with={**made, "weights": "f" * 16}, parameters="")
+    Path("fox.png").write_bytes(data)
+    assert "other weights" in hwaga.refused("show", "fox.png", "--rerun")
+    assert [path.name for path in Path().iterdir()] == ["fox.png"]
+    again = hwaga("show", "fox.png", "--rerun", "--model", "mini")
+    assert again.code == 1
+    assert "Not identical" in again.err

@@ -13,13 +13,16 @@ from hwaga.errors import HwagaError
 
 def main() -> None:
     """Runs ``hwaga``."""
-    from hwaga.cli.app import app
-    from hwaga.cli.console import say_error
-
     # Pillow warns of oddities in pictures that are either harmless or an error a moment later.
     warnings.filterwarnings("ignore", module="PIL")
     try:
+        from hwaga.cli.app import app
+
         app()
     except HwagaError as error:
+        from hwaga.cli.console import say_error
+
         say_error(str(error))
         sys.exit(2)
+    except KeyboardInterrupt:  # before the command began; typer sees to the rest
+        sys.exit(130)

@@ -60,6 +60,13 @@ class Bar:
 def progress_bar() -> Iterator[Bar]:
     """A live bar on a terminal and nothing in a pipe; it is gone when the work is done."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    # Standard output is the caller's: rich would otherwise send it to the terminal while the bar is up.
+    with Progress(
+        *columns,
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        disable=not sys.stderr.isatty(),
+    ) as progress:
         yield Bar(progress)

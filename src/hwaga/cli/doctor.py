@@ -12,9 +12,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hwaga.cards import ModelCard, built_in_cards
 from hwaga.cli.console import GIB, gibibytes, print_json
+from hwaga.errors import HwagaError
 from hwaga.memory.budget import host_memory
 from hwaga.settings import Settings
 from hwaga.version import __version__
@@ -32,14 +34,14 @@ class Finding:
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
     """Look at Python, torch, devices, memory and disk, and say what will work."""
     settings = Settings.read()
-    findings = [*_software(), *_machine(settings), *_devices(), *_models(settings)]
+    findings = [*_software(), *_machine(settings), *_devices(), *_models(settings), _default(settings)]
     if as_json:
         print_json([asdict(finding) for finding in findings])
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     marks = {True: "[green]✓[/green]", False: "[red]✗[/red]", None: " "}
     for finding in findings:
-        table.add_row(marks[finding.good], finding.subject, finding.text)
+        table.add_row(marks[finding.good], finding.subject, Text(finding.text))
     Console(highlight=False).print(table)
 
 
@@ -93,7 +95,7 @@ def _devices() -> list[Finding]:
         free, total = torch.cuda.mem_get_info(index)
         properties = torch.cuda.get_device_properties(index)
         capability = f"compute capability {properties.major}.{properties.minor}"
-        good = torch.cuda.is_bf16_supported(including_emulation=False)
+        good = properties.major >= 8
         lacks = "" if good else "; it lacks bfloat16, use --dtype float32"
         findings.append(
             Finding(
@@ -131,3 +133,15 @@ def _verdict(card: ModelCard) -> Finding:
     fits = need < free
     verdict = "they fit" if fits else f"only {gibibytes(free)} are free"
     return Finding(card.name, fits, f"here; its weights need {gibibytes(need)} {where}: {verdict}")
+
+
+def _default(settings: Settings) -> Finding:
+    """Whether a command that names nothing would find its model, device and number format."""
+    from hwaga.engine import choose
+
+    try:
+        card, device, dtype = choose(settings.model, settings.device, settings.dtype, settings)
+    except HwagaError as error:
+        return Finding("default", False, str(error))
+    text = f"{card.name} on {device} in {str(dtype).removeprefix('torch.')}"
+    return Finding("default", card.present, text if card.present else f"{card.name} is not on this machine")

@@ -17,20 +17,18 @@ Prompt = Annotated[str, typer.Argument(help="What to draw, in your own words: En
 Output = Annotated[Path, typer.Option("--output", "-o", help="A file (.png, .jpg, .webp) or a folder.")]
 Model = Annotated[
     str | None,
-    typer.Option(
-        "--model", "-m", help="A model's name, a checkpoint folder or a card file [default: mini, or HWAGA_MODEL]."
-    ),
+    typer.Option("--model", "-m", help="A model's name, a checkpoint folder or a card file (HWAGA_MODEL, or mini)."),
 ]
 Aspect = Annotated[str | None, typer.Option(help="A shape from the model's card: 1:1, 3:4, 4:3, 16:9, 9:16.")]
 Size = Annotated[str | None, typer.Option(help="Width x height in pixels, as in 1024x768.")]
-Steps = Annotated[int | None, typer.Option(help="Forwards of the denoiser [default: the model's, 8].")]
-Seed = Annotated[int | None, typer.Option(help="Makes a picture repeatable [default: drawn at random].")]
+Steps = Annotated[int | None, typer.Option(help="Forwards of the denoiser (by default the model's: 8).")]
+Seed = Annotated[int | None, typer.Option(help="Makes a picture repeatable (drawn at random if left out).")]
 Number = Annotated[
     int, typer.Option("-n", "--number", min=1, help="How many pictures; each next one counts the seed up.")
 ]
-MaxTokens = Annotated[int | None, typer.Option(help="Raise the prompt's limit, as far as the model allows.")]
-Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu [default: the fastest present].")]
-Dtype = Annotated[str | None, typer.Option(help="bfloat16 or float32 [default: what suits the device].")]
+MaxTokens = Annotated[int | None, typer.Option(help="Raise the prompt's limit of 512 tokens, up to 960.")]
+Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu (by default the fastest present).")]
+Dtype = Annotated[str | None, typer.Option(help="bfloat16 or float32 (by default what suits the device).")]
 Json = Annotated[
     bool, typer.Option("--json", help="Print everything about the pictures as JSON instead of their paths.")
 ]
@@ -65,7 +63,7 @@ def image2image(
         float, typer.Option(help="Above 0, up to 1: the noise level that the picture is taken to. 1 ignores it.")
     ] = 0.6,
     fit: Annotated[
-        str, typer.Option(help="How a picture of another shape meets the size: crop, pad or stretch.")
+        str, typer.Option(help="How a picture of another shape meets --aspect or --size: crop, pad or stretch.")
     ] = "crop",
     steps_scale: Annotated[
         bool, typer.Option("--steps-scale", help="Let strength drop steps, as the reference pipeline does.")
@@ -108,7 +106,7 @@ def parse_size(text: str | None) -> tuple[int | None, int | None]:
     """
     if text is None:
         return None, None
-    match = re.fullmatch(r"\s*(-?\d+)\s*[xX×*]\s*(-?\d+)\s*", text)
+    match = re.fullmatch(r"\s*(-?\d{1,6})\s*[xX×*]\s*(-?\d{1,6})\s*", text)
     if match is None:
         raise SizeError(f"The size must be width x height, as in 1024x768, not {text!r}.")
     return int(match[1]), int(match[2])
@@ -127,23 +125,25 @@ def run(
     """Makes and writes ``number`` pictures of a request, one after the other, and reports each once it is on disk."""
     check_writable(output)
     made: list[tuple[Path, Result]] = []
-    with progress_bar() as bar:
-        bar.show("Starting", 0, None)
-        from hwaga.engine import Engine  # brings torch, which is not imported for a command that fails before
+    try:
+        with progress_bar() as bar:
+            bar.show("Starting", 0, None)
+            from hwaga.engine import Engine  # brings torch, which is not imported for a command that fails before
 
-        with Engine.open(
-            model, device=device, dtype=dtype, progress=lambda done, total: bar.show("Loading weights", done, total)
-        ) as engine:
-            requests = engine.resolve(request).variations(number)
-            for place, variation in enumerate(requests):
-                result = _draw(engine, variation, bar, place, number)
-                path = _target(output, result, number)
-                write(path, encode_result(result, format_of(path)))
-                made.append((path, result))
-                if not as_json:
-                    print_result(str(path))
-    if as_json:
-        print_json({"images": [describe(path, result) for path, result in made]})
+            with Engine.open(
+                model, device=device, dtype=dtype, progress=lambda done, total: bar.show("Loading weights", done, total)
+            ) as engine:
+                requests = engine.resolve(request).variations(number)
+                for place, variation in enumerate(requests):
+                    result = _draw(engine, variation, bar, place, number)
+                    path = _target(output, result, number)
+                    write(path, encode_result(result, format_of(path)))
+                    made.append((path, result))
+                    if not as_json:
+                        print_result(str(path))
+    finally:  # what is on disk is reported, also when a later picture failed
+        if as_json and made:
+            print_json({"images": [describe(path, result) for path, result in made]})
 
 
 def _draw(engine: Any, request: ImageRequest, bar: Bar, place: int, number: int) -> Result:
@@ -174,6 +174,7 @@ def describe(path: Path, result: Result) -> dict[str, Any]:
         "path": str(path),
         "seed": result.seed,
         "model": result.model,
+        "weights": result.weights,
         "device": device,
         "dtype": dtype,
         "tokens": result.tokens,

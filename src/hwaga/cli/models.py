@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from hwaga.cards import ModelCard, built_in_cards
 from hwaga.cli.console import gibibytes, print_json
@@ -24,13 +25,13 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print the model
     for card in cards:
         default = ", the default" if card.name == settings.model else ""
         state = "on this machine" if card.present else "not on this machine"
-        console.print(f"[bold]{card.name}[/bold] ({state}{default})")
+        console.print(Text(card.name, style="bold").append(f" ({state}{default})", style="not bold"))
         table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
-        table.add_row("what", f"{card.title}. {card.license}")
-        table.add_row("weights", f"{gibibytes(2 * _parameters(card))} in bfloat16, in {card.folder}")
+        table.add_row("what", Text(f"{card.title}. {card.license}"))
+        table.add_row("weights", Text(f"{gibibytes(2 * _parameters(card))} in bfloat16, in {card.folder}"))
         table.add_row("sizes", ", ".join(f"{name} {width}x{height}" for name, (width, height) in card.aspects.items()))
         table.add_row("styles", ", ".join(card.styles) or "–")
-        table.add_row("source", card.source)
+        table.add_row("source", Text(card.source))
         console.print(table)
 
 

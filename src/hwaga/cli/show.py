@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hwaga.cli.console import print_json, print_result, progress_bar, say
-from hwaga.errors import ImageFileError, SourceImageError
+from hwaga.errors import ImageFileError, RequestError, SourceImageError
 from hwaga.image_file import check_writable, encode_result, format_of, read_settings, write
 from hwaga.request import ImageRequest, Step
 from hwaga.source_image import SourceImage
@@ -24,17 +24,23 @@ def show(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="With --rerun: where to write [default: FILE-rerun beside it]."),
+        typer.Option("--output", "-o", help="With --rerun: where to write (FILE-rerun beside it if left out)."),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="With --rerun: the model, where it is not known by its name.")
     ] = None,
+    device: Annotated[str | None, typer.Option(help="With --rerun: another device than it was made on.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="With --rerun: another number format.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the settings as JSON.")] = False,
 ) -> None:
     """Show what made a picture: prompt, model, seed, size and everything else that it carries."""
-    settings = read_settings(file)
+    settings = _checked(file, read_settings(file))
+    if not rerun and any((image, output, model, device, dtype)):
+        raise RequestError(
+            "--image, --output, --model, --device and --dtype say how to make a picture again: add --rerun."
+        )
     if rerun:
-        _rerun(file, settings, image, output, model)
+        _rerun(file, settings, image, output, model=model, device=device, dtype=dtype)
     elif as_json:
         print_json(settings)
     else:
@@ -43,22 +49,42 @@ def show(
 
 
 def _rows(settings: dict[str, Any]) -> list[tuple[str, Any]]:
-    request = settings.get("request")
-    rows = list(request.items()) if isinstance(request, dict) else []
+    rows = list(settings["request"].items())
     rows += [(name, value) for name, value in settings.items() if name != "request"]
     return [(name, f"{v['name']} (sha256 {v['sha256'][:12]}…)" if name == "image" else v) for name, v in rows]
 
 
-def _rerun(file: Path, settings: dict[str, Any], image: Path | None, output: Path | None, model: str | None) -> None:
+def _checked(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, once they have the form that is relied on here. The file may be anybody's."""
+    request = settings.get("request")
+    source = request.get("image", {}) if isinstance(request, dict) else None
+    texts = [settings.get(name) for name in ("version", "model", "weights", "device", "dtype")]
+    if not isinstance(source, dict) or not all(isinstance(text, str) for text in texts):
+        raise ImageFileError(f"The settings in {file} are not those of a picture. Give the picture as it was made.")
+    if source and not all(isinstance(source.get(name), str) for name in ("name", "sha256")):
+        raise ImageFileError(
+            f"The settings in {file} do not name their source picture. Give the picture as it was made."
+        )
+    return settings
+
+
+def _rerun(
+    file: Path,
+    settings: dict[str, Any],
+    image: Path | None,
+    output: Path | None,
+    *,
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+) -> None:
     target = output or file.with_stem(f"{file.stem}-rerun")
     if target.is_dir():
         target = target / file.name
     if target.resolve() == file.resolve():
         raise ImageFileError(f"{file} would be written over. Give another name with -o.")
     check_writable(target)
-    request_values = settings.get("request")
-    if not isinstance(request_values, dict):
-        raise ImageFileError(f"{file} carries no request, so it cannot be made again.")
+    request_values = settings["request"]
     source = _source(file, request_values["image"], image) if "image" in request_values else None
     request = ImageRequest.from_json(request_values, image=source)
     with progress_bar() as bar:
@@ -66,30 +92,39 @@ def _rerun(file: Path, settings: dict[str, Any], image: Path | None, output: Pat
         from hwaga.engine import Engine
 
         with Engine.open(
-            model or settings.get("model"), device=settings.get("device"), dtype=settings.get("dtype"),
+            model or settings["model"], device=device or settings["device"], dtype=dtype or settings["dtype"],
             progress=lambda done, total: bar.show("Loading weights", done, total),
         ) as engine:  # fmt: skip
             for event in engine.stream(request):
                 if isinstance(event, Step):
                     bar.show("Drawing", event.index, event.total)
     assert not isinstance(event, Step), "a stream ends in its result"
+    if event.weights != settings["weights"] and model is None:
+        raise ImageFileError(
+            f"{file} was made with other weights than those that {event.model} names here. Name its model with --model."
+        )
     data = encode_result(event, format_of(target))
     write(target, data)
     print_result(str(target))
     if data == file.read_bytes():
         say(f"Identical to {file}, byte for byte.")
     else:
-        say(f"Not identical to {file}: it was made by another version, on another machine, or in another file format.")
+        say(f"Not identical to {file}: another version, machine, batch, model, device or file format made it.")
+        raise typer.Exit(1)
 
 
 def _source(file: Path, named: dict[str, Any], given: Path | None) -> SourceImage:
     """The source picture of an image-to-image request, known by its sha256."""
     name = Path(str(named.get("name"))).name
+    others = []
     for path in [given] if given else [file.parent / name, Path(name)]:
         if path.is_file():
             source = SourceImage.read(path)
-            if source.sha256 == named.get("sha256"):
+            if source.sha256 == named["sha256"]:
                 return replace(source, name=name)
-            if given:
-                raise SourceImageError(f"{given} is not the picture that {file} was made from ({name}, other content).")
+            others.append(path)
+    if others:
+        raise SourceImageError(
+            f"{others[0]} is not the picture that {file} was made from: its content is another. Say where that is with --image."
+        )
     raise SourceImageError(f"{file} was made from {name}, which is not here. Say where it is with --image.")

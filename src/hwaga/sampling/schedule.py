@@ -20,14 +20,15 @@ def flow_match(steps: int, shift: float, start: float = 1.0) -> Tensor:
             at the point that the shift takes to ``start``, so that start 1 is the plain schedule.
     """
     even_start = start / (shift - (shift - 1) * start)
-    even = torch.linspace(even_start, even_start / steps, steps, dtype=torch.float32)
-    return torch.cat([shift * even / (1 + (shift - 1) * even), torch.zeros(1)])
+    even = torch.linspace(even_start, even_start / steps, steps, dtype=torch.float32, device="cpu")
+    return torch.cat([shift * even / (1 + (shift - 1) * even), torch.zeros(1, dtype=torch.float32, device="cpu")])
 
 
 def drop_first(sigmas: Tensor, strength: float) -> Tensor:
     """The rest of a schedule once its first part is dropped, as the reference image-to-image pipeline does it.
 
-    ``strength`` is the share of the steps that is kept, rounded up to whole steps.
+    ``strength`` is the share of the steps that is kept, rounded up to whole steps. Only a strength that float arithmetic
+    cannot tell from 0 keeps none.
     """
     steps = len(sigmas) - 1
     return sigmas[int(max(steps - min(steps * strength, steps), 0)) :]

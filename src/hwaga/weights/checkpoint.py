@@ -7,9 +7,10 @@ agree on is refused by name.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from hwaga.weights.layouts import Layout
 
 NUMBER_FORMATS = {"F32": 4, "F16": 2, "BF16": 2}
 """Formats that weights may be stored in, as safetensors headers spell them, and their bytes."""
+
+DIGEST_BYTES = 2**20
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
@@ -63,7 +66,7 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"The checkpoint has no {path}. Fetch the checkpoint again.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Fetch it again.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} is not a JSON object. Fetch it again.")
@@ -108,6 +111,21 @@ def weight_files(folder: Path) -> list[Path]:
             "Hwaga reads safetensors only: fetch or convert the checkpoint in that format."
         )
     raise CheckpointError(f"{folder} holds no .safetensors file. Fetch the checkpoint again.")
+
+
+def weights_digest(folders: Sequence[Path]) -> str:
+    """Tells one checkpoint from another: 16 hexadecimal digits of a sha256 over the two ends of each weight file.
+
+    The beginning holds names and shapes and some values, the end more values. It costs no reading of gigabytes, and is no
+    proof that a file is whole.
+    """
+    digest = hashlib.sha256()
+    for path in (path for folder in folders for path in weight_files(folder)):
+        with path.open("rb") as file:
+            digest.update(file.read(DIGEST_BYTES))
+            file.seek(max(file.tell(), path.stat().st_size - DIGEST_BYTES))
+            digest.update(file.read(DIGEST_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def stored_tensors(files: list[Path]) -> list[StoredTensor]:
@@ -280,7 +298,8 @@ def _not_finite(pieces: list[StoredTensor], files: Mapping[Path, Any], dtype: to
     for piece in pieces:
         if not torch.isfinite(_read(files[piece.file], piece)).all():
             return f"{piece.file}: {piece.name} holds NaN or infinity. The file is damaged: fetch it again."
-    return f"{pieces[0].file}: {pieces[0].name} has values too large for {str(dtype).removeprefix('torch.')}."
+    worst = max(pieces, key=lambda piece: _read(files[piece.file], piece).abs().max().item())
+    return f"{worst.file}: {worst.name} has values too large for {str(dtype).removeprefix('torch.')}."
 
 
 def _listed(names: list[str]) -> str:

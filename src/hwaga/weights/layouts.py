@@ -17,7 +17,7 @@ class Layout:
 
     Attributes:
         strip: prefixes of which one at most is taken off the name first.
-        renames: (theirs, ours) parts of names, replaced in order wherever they occur.
+        renames: (theirs, ours) parts of names, replaced in order wherever they occur; in reverse order, they lead back.
         stacks: our part of a name → their parts, in the order of stacking. Applied after the renames.
         unused: patterns of names, after the strip, that the network has no use for, present or not.
     """
@@ -57,28 +57,29 @@ class Layout:
         return tuple(names)
 
 
-Z_IMAGE_TRANSFORMER = Layout(
-    renames=(
-        (".attention.to_out.0.", ".attention.out."),
-        (".attention.norm_q.weight", ".attention.q_norm"),
-        (".attention.norm_k.weight", ".attention.k_norm"),
-        ("attention_norm1.weight", "attention_norm1"),
-        ("attention_norm2.weight", "attention_norm2"),
-        ("ffn_norm1.weight", "ffn_norm1"),
-        ("ffn_norm2.weight", "ffn_norm2"),
-        ("cap_embedder.0.weight", "cap_embedder.norm"),
-        ("cap_embedder.1.", "cap_embedder.linear."),
-        ("all_x_embedder.2-1.", "x_embedder."),
-        ("all_final_layer.2-1.adaLN_modulation.1.", "final_layer.adaLN_modulation."),
-        ("all_final_layer.2-1.", "final_layer."),
-        (".adaLN_modulation.0.", ".adaLN_modulation."),
-    ),
-    stacks={
-        ".attention.qkv.": (".attention.to_q.", ".attention.to_k.", ".attention.to_v."),
-        ".feed_forward.w13.": (".feed_forward.w1.", ".feed_forward.w3."),
-    },
-)
-"""diffusers' ``ZImageTransformer2DModel``."""
+def z_image_transformer(patch: int) -> Layout:
+    """diffusers' ``ZImageTransformer2DModel`` of one patch size and single frames."""
+    return Layout(
+        renames=(
+            (".attention.to_out.0.", ".attention.out."),
+            (".attention.norm_q.weight", ".attention.q_norm"),
+            (".attention.norm_k.weight", ".attention.k_norm"),
+            ("attention_norm1.weight", "attention_norm1"),
+            ("attention_norm2.weight", "attention_norm2"),
+            ("ffn_norm1.weight", "ffn_norm1"),
+            ("ffn_norm2.weight", "ffn_norm2"),
+            ("cap_embedder.0.weight", "cap_embedder.norm"),
+            ("cap_embedder.1.", "cap_embedder.linear."),
+            (f"all_x_embedder.{patch}-1.", "x_embedder."),
+            (f"all_final_layer.{patch}-1.", "final_layer."),
+            ("final_layer.adaLN_modulation.1.", "final_layer.modulation."),
+            (".adaLN_modulation.0.", ".adaLN_modulation."),
+        ),
+        stacks={
+            ".attention.qkv.": (".attention.to_q.", ".attention.to_k.", ".attention.to_v."),
+            ".feed_forward.w13.": (".feed_forward.w1.", ".feed_forward.w3."),
+        },
+    )
 
 
 def qwen3_encoder(layers: int) -> Layout:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
 from hwaga.kernels.reference import group_norm_silu, upsample_conv
+from hwaga.weights.config import ConfigValues
 
 NORM_EPS = 1e-6
 
@@ -46,22 +47,28 @@ class AutoencoderConfig:
         Raises:
             CheckpointError: a value is missing, or the network is of a kind that is not built here.
         """
-        try:
-            config = cls(
-                channels=tuple(values["block_out_channels"]),
-                layers_per_block=values["layers_per_block"],
-                latent_channels=values["latent_channels"],
-                groups=values["norm_num_groups"],
-                scaling=values["scaling_factor"],
-                shift=values.get("shift_factor") or 0.0,
-                mid_attention=values.get("mid_block_add_attention", True),
-                quant_conv=values.get("use_quant_conv", True),
-                post_quant_conv=values.get("use_post_quant_conv", True),
+        read = ConfigValues(values, "vae/config.json")
+        config = cls(
+            channels=read.counts("block_out_channels"),
+            layers_per_block=read.count("layers_per_block"),
+            latent_channels=read.count("latent_channels"),
+            groups=read.count("norm_num_groups"),
+            scaling=read.number("scaling_factor"),
+            shift=read.number("shift_factor", 0.0),
+            mid_attention=read.flag("mid_block_add_attention", True),
+            quant_conv=read.flag("use_quant_conv", True),
+            post_quant_conv=read.flag("use_post_quant_conv", True),
+        )
+        blocks = {*read.texts("down_block_types"), *read.texts("up_block_types")}
+        if config.scaling == 0:
+            raise CheckpointError("vae/config.json: scaling_factor must not be 0. Fetch the checkpoint again.")
+        if any(width % config.groups for width in config.channels):
+            raise CheckpointError(
+                f"vae/config.json contradicts itself: channels {list(config.channels)} in {config.groups} groups."
             )
-            blocks = {*values["down_block_types"], *values["up_block_types"]}
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"vae/config.json has no usable {error}. Fetch the checkpoint again.") from error
-        if blocks != {"DownEncoderBlock2D", "UpDecoderBlock2D"} or values.get("act_fn", "silu") != "silu":
+        if values.get("act_fn", "silu") != "silu":
+            raise CheckpointError(f"The autoencoder's activation is {values['act_fn']!r}; only silu is built here.")
+        if blocks != {"DownEncoderBlock2D", "UpDecoderBlock2D"}:
             raise CheckpointError(
                 f"The autoencoder is made of blocks that are not built here: {', '.join(sorted(blocks))}."
             )
@@ -93,7 +100,7 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         update = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        return cast(Tensor, (x if self.conv_shortcut is None else self.conv_shortcut(x)) + update)
+        return cast(Tensor, update.add_(x if self.conv_shortcut is None else self.conv_shortcut(x)))
 
 
 class SpatialAttention(nn.Module):

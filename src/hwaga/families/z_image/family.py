@@ -13,11 +13,12 @@ from hwaga.families.family import Progress
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.tokenizer import PromptTokenizer
-from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, TransformerConfig, ZImageTransformer
+from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, TransformerConfig, ZImageTransformer
 from hwaga.sampling.euler import Derivative
 from hwaga.sampling.schedule import drop_first, flow_match
-from hwaga.weights.checkpoint import Blueprint, read_config
-from hwaga.weights.layouts import AUTOENCODER, Z_IMAGE_TRANSFORMER, qwen3_encoder
+from hwaga.weights.checkpoint import Blueprint, read_config, weights_digest
+from hwaga.weights.config import ConfigValues
+from hwaga.weights.layouts import AUTOENCODER, qwen3_encoder, z_image_transformer
 
 
 class ZImageModel:
@@ -30,17 +31,20 @@ class ZImageModel:
         transformer: ZImageTransformer,
         autoencoder: Autoencoder,
         shift: float,
+        weights_digest: str,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
         self.transformer = transformer
         self.autoencoder = autoencoder
         self.shift = shift
+        self.weights_digest = weights_digest
         lens, patch = transformer.config.axes_lens, transformer.config.patch
         # A caption takes positions 1 to its padded length, and the image the one after.
         captions = (lens[0] - 2) // TOKEN_MULTIPLE * TOKEN_MULTIPLE
         self.max_tokens = min(captions, text_encoder.config.positions)
-        self.max_side = min(lens[1:]) * patch * autoencoder.config.scale
+        self.size_multiple = patch * autoencoder.config.scale
+        self.max_side = min(lens[1:]) * self.size_multiple
 
     def tokenize(self, prompt: str, limit: int) -> list[int]:
         return self.tokenizer.ids_within(prompt, limit)
@@ -68,17 +72,15 @@ class ZImageModel:
         # Time as the reference computes it, in float32: thousandths, counted from noise to picture.
         times = (1000 - distinct * 1000) / 1000
         modulation = self.transformer.modulate(times.to(self.transformer.device))
-        packs = {}
+        packed: tuple[Sequence[int], Pack] | None = None
 
         def velocity(latents: Sequence[Tensor], sigmas: Sequence[float], active: Sequence[int]) -> list[Tensor]:
+            nonlocal packed
             captions = [conditionings[i] for i in active]
-            if tuple(active) not in packs:  # once, and again whenever a picture with fewer steps has left
-                packs[tuple(active)] = self.transformer.pack(
-                    [shapes[i][1:] for i in active], [len(caption) for caption in captions]
-                )
-            outputs = self.transformer(
-                latents, captions, packs[tuple(active)], modulation, [row_of[sigma] for sigma in sigmas]
-            )
+            if packed is None or packed[0] != active:  # once, and again whenever a picture with fewer steps has left
+                sizes = [shapes[i][1:] for i in active]
+                packed = active, self.transformer.pack(sizes, [len(caption) for caption in captions])
+            outputs = self.transformer(latents, captions, packed[1], modulation, [row_of[sigma] for sigma in sigmas])
             return [-output.float() for output in outputs]
 
         return velocity
@@ -118,7 +120,9 @@ class ZImage:
             lambda: Qwen3Encoder(text_config), folder / "text_encoder", qwen3_encoder(text_config.layers)
         )
         transformer = Blueprint.read(
-            lambda: ZImageTransformer(transformer_config), folder / "transformer", Z_IMAGE_TRANSFORMER
+            lambda: ZImageTransformer(transformer_config),
+            folder / "transformer",
+            z_image_transformer(transformer_config.patch),
         )
         autoencoder = Blueprint.read(lambda: Autoencoder(autoencoder_config), folder / "vae", AUTOENCODER)
         total = text_encoder.stored_bytes + transformer.stored_bytes + autoencoder.stored_bytes
@@ -136,13 +140,15 @@ class ZImage:
             transformer.load(device=device, dtype=dtype, progress=advance),
             autoencoder.load(device=device, dtype=dtype, progress=advance),
             shift,
+            weights_digest([folder / part for part in ("text_encoder", "transformer", "vae")]),
         )
 
 
 def _shift(folder: Path) -> float:
     """The shift of the schedule that the checkpoint was trained for."""
     values = read_config(folder / "scheduler", "scheduler_config.json")
-    scheduler = values.get("_class_name")
+    read = ConfigValues(values, "scheduler/scheduler_config.json")
+    scheduler = read.text("_class_name")
     if scheduler != "FlowMatchEulerDiscreteScheduler":
         raise CheckpointError(f"{folder / 'scheduler'} asks for {scheduler}; Z-Image is sampled by flow matching.")
     unusual = [
@@ -153,7 +159,4 @@ def _shift(folder: Path) -> float:
     ]  # fmt: skip
     if unusual:
         raise CheckpointError(f"{folder / 'scheduler'} sets {', '.join(unusual)}, which is not built here.")
-    shift = values.get("shift", 1.0)
-    if not isinstance(shift, int | float) or shift <= 0:
-        raise CheckpointError(f"{folder / 'scheduler'} has no usable shift: {shift!r}.")
-    return float(shift)
+    return read.positive("shift", 1.0)

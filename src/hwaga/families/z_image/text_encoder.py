@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hwaga.errors import CheckpointError
 from hwaga.kernels.reference import attention, rms_norm, rotate_halves, swiglu
 from hwaga.weights.checkpoint import FusedLinear
+from hwaga.weights.config import ConfigValues
 
 
 @dataclass(frozen=True)
@@ -46,28 +47,30 @@ class TextEncoderConfig:
         Raises:
             CheckpointError: a value is missing, or the network is of a kind that is not built here.
         """
-        try:
-            if values["model_type"] != "qwen3":
-                raise CheckpointError(f"The text encoder is of type {values['model_type']!r}; Z-Image needs qwen3.")
-            rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-            config = cls(
-                hidden=values["hidden_size"],
-                intermediate=values["intermediate_size"],
-                layers=values["num_hidden_layers"],
-                heads=values["num_attention_heads"],
-                kv_heads=values.get("num_key_value_heads") or values["num_attention_heads"],
-                head_dim=values.get("head_dim") or 128,
-                vocabulary=values["vocab_size"],
-                norm_eps=values["rms_norm_eps"],
-                rope_theta=values["rope_theta"] if "rope_theta" in values else rope["rope_theta"],
-                attention_bias=values.get("attention_bias", False),
-                positions=values["max_position_embeddings"],
-            )
-        except (KeyError, TypeError) as error:
+        read = ConfigValues(values, "text_encoder/config.json")
+        if read.text("model_type") != "qwen3":
+            raise CheckpointError(f"The text encoder is of type {values['model_type']!r}; Z-Image needs qwen3.")
+        rope = read.table("rope_parameters" if values.get("rope_parameters") else "rope_scaling")
+        heads = read.count("num_attention_heads")
+        config = cls(
+            hidden=read.count("hidden_size"),
+            intermediate=read.count("intermediate_size"),
+            layers=read.count("num_hidden_layers"),
+            heads=heads,
+            kv_heads=read.count("num_key_value_heads", heads),
+            head_dim=read.count("head_dim", 128),
+            vocabulary=read.count("vocab_size"),
+            norm_eps=read.epsilon("rms_norm_eps"),
+            rope_theta=read.positive("rope_theta") if "rope_theta" in values else rope.positive("rope_theta"),
+            attention_bias=read.flag("attention_bias", False),
+            positions=read.count("max_position_embeddings"),
+        )
+        if config.heads % config.kv_heads or config.head_dim % 2:
             raise CheckpointError(
-                f"text_encoder/config.json has no usable {error}. Fetch the checkpoint again."
-            ) from error
-        kind = rope.get("rope_type", rope.get("type", "default"))
+                f"text_encoder/config.json contradicts itself: {config.heads} heads of {config.head_dim} channels over "
+                f"{config.kv_heads} heads of keys and values."
+            )
+        kind = rope.text("rope_type", rope.text("type", "default"))
         if kind != "default":
             raise CheckpointError(f"The text encoder scales its positions ({kind!r}), which is not built here.")
         if values.get("use_sliding_window"):
@@ -142,9 +145,9 @@ class Qwen3Encoder(nn.Module):
         """Conditioning ``[tokens, hidden]`` for each list of token ids. Prompts are packed, not padded."""
         device = self.embed_tokens.device
         lengths = [len(ids) for ids in prompts]
-        ids = torch.tensor([i for prompt in prompts for i in prompt]).to(device, non_blocking=True)
+        ids = torch.tensor([i for prompt in prompts for i in prompt], device="cpu").to(device)
         x = F.embedding(ids, self.embed_tokens)
-        cos, sin = (table.to(device, x.dtype, non_blocking=True) for table in self._rotation(lengths))
+        cos, sin = (table.to(device, x.dtype) for table in self._rotation(lengths))
         for layer in self.layers:
             x = layer(x, cos, sin, lengths)
         return list(x.split(lengths))
@@ -152,7 +155,7 @@ class Qwen3Encoder(nn.Module):
     def _rotation(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Float32 cosines and sines ``[tokens, head_dim]``; positions start at 0 in each prompt."""
         dim = self.config.head_dim
-        rates = 1.0 / (self.config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim))
-        positions = torch.cat([torch.arange(length, dtype=torch.float32) for length in lengths])
+        rates = 1.0 / (self.config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim))
+        positions = torch.cat([torch.arange(length, dtype=torch.float32, device="cpu") for length in lengths])
         angles = torch.outer(positions, rates).repeat(1, 2)
         return angles.cos(), angles.sin()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -50,16 +51,13 @@ class PromptTokenizer:
         return ids
 
     def _too_long(self, prompt: str, tokens: int, limit: int) -> PromptTooLongError:
-        encoding = self._tokenizer.encode(BEFORE + prompt + AFTER, add_special_tokens=False)
-        template = len(self.ids(""))
-        starts = [start for start, _ in encoding.offsets]
-        first = next((i for i, start in enumerate(starts) if start >= len(BEFORE)), 0)
-        cut = starts[min(first + max(limit - template, 0), tokens - 1)] - len(BEFORE)
-        kept = prompt[: max(cut, 0)]
+        # Tokens may reach across a cut (spaces join what follows), so what fits is found by counting.
+        fits = bisect_left(range(1, len(prompt) + 1), True, key=lambda end: len(self.ids(prompt[:end])) > limit)
+        kept = prompt[:fits]
         tail = kept[-40:].replace("\n", " ")
         return PromptTooLongError(
             f"The prompt has {tokens} tokens and the limit is {limit}. What fits ends at “…{tail}” "
-            f"(character {len(kept)} of {len(prompt)}). Shorten it, or raise the limit where the model allows it.",
+            f"(character {len(kept)} of {len(prompt)}). Shorten it, or raise max_tokens as far as the model allows.",
             tokens=tokens,
             limit=limit,
             kept=kept,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from hwaga.errors import CheckpointError
 from hwaga.kernels.reference import attention, gated_residual, norm_modulate, rms_norm, rotate_pairs, swiglu
 from hwaga.weights.checkpoint import FusedLinear
+from hwaga.weights.config import ConfigValues
 
 TOKEN_MULTIPLE = 32
 """Image tokens and caption tokens are each padded to a multiple of this with a learned token, which is attended."""
@@ -72,33 +73,32 @@ class TransformerConfig:
         Raises:
             CheckpointError: a value is missing, or the network is of a kind that is not built here.
         """
-        try:
-            config = cls(
-                dim=values["dim"],
-                layers=values["n_layers"],
-                refiner_layers=values["n_refiner_layers"],
-                heads=values["n_heads"],
-                norm_eps=values["norm_eps"],
-                qk_norm=values["qk_norm"],
-                in_channels=values["in_channels"],
-                patch=values["all_patch_size"][0],
-                caption_dim=values["cap_feat_dim"],
-                rope_theta=values["rope_theta"],
-                time_scale=values["t_scale"],
-                axes_dims=tuple(values["axes_dims"]),
-                axes_lens=tuple(values["axes_lens"]),
-            )
-        except (KeyError, IndexError, TypeError) as error:
-            raise CheckpointError(
-                f"transformer/config.json has no usable {error}. Fetch the checkpoint again."
-            ) from error
+        read = ConfigValues(values, "transformer/config.json")
+        config = cls(
+            dim=read.count("dim"),
+            layers=read.count("n_layers"),
+            refiner_layers=read.count("n_refiner_layers"),
+            heads=read.count("n_heads"),
+            norm_eps=read.epsilon("norm_eps"),
+            qk_norm=read.flag("qk_norm"),
+            in_channels=read.count("in_channels"),
+            patch=read.counts("all_patch_size")[0],
+            caption_dim=read.count("cap_feat_dim"),
+            rope_theta=read.positive("rope_theta"),
+            time_scale=read.number("t_scale"),
+            axes_dims=cast("tuple[int, int, int]", read.counts("axes_dims")),
+            axes_lens=cast("tuple[int, int, int]", read.counts("axes_lens")),
+        )
+        patches = (*read.counts("all_patch_size"), *read.counts("all_f_patch_size"))
         if values.get("siglip_feat_dim") is not None:
             raise CheckpointError(
                 "This is an Omni checkpoint (siglip_feat_dim is set); only Z-Image and Turbo are built."
             )
-        if len(values["all_patch_size"]) != 1 or list(values["all_f_patch_size"]) != [1]:
+        if patches != (config.patch, 1):
             raise CheckpointError("Only transformers with one patch size and single frames are built here.")
-        if config.dim % config.heads or config.head_dim != sum(config.axes_dims):
+        axes = len(config.axes_dims), len(config.axes_lens)
+        odd = any(dim % 2 for dim in config.axes_dims)
+        if axes != (3, 3) or odd or config.dim != config.heads * sum(config.axes_dims):
             raise CheckpointError(
                 f"transformer/config.json contradicts itself: {config.dim} channels over {config.heads} heads "
                 f"with rotary axes {list(config.axes_dims)}."
@@ -258,10 +258,10 @@ class FinalLayer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.linear = nn.Linear(config.dim, config.patch**2 * config.in_channels)
-        self.adaLN_modulation = nn.Linear(config.time_dim, config.dim)
+        self.modulation = nn.Linear(config.time_dim, config.dim)
 
     def modulate(self, time: Tensor) -> Tensor:
-        return cast(Tensor, 1 + self.adaLN_modulation(F.silu(time)))
+        return cast(Tensor, 1 + self.modulation(F.silu(time)))
 
     def forward(self, x: Tensor, scale: Tensor) -> Tensor:
         return cast(Tensor, self.linear(F.layer_norm(x, x.shape[-1:], eps=FINAL_NORM_EPS) * scale))
@@ -413,18 +413,18 @@ def _rotation_tables(dims: tuple[int, ...], lens: tuple[int, ...], theta: float)
 
 def _caption_positions(length: int) -> Tensor:
     """``[length, 3]``: 1, 2, … on the first axis; padding counts on."""
-    positions = torch.zeros(length, 3, dtype=torch.long)
-    positions[:, 0] = torch.arange(1, length + 1)
+    positions = torch.zeros(length, 3, dtype=torch.long, device="cpu")
+    positions[:, 0] = torch.arange(1, length + 1, device="cpu")
     return positions
 
 
 def _image_positions(rows: int, columns: int, start: int) -> Tensor:
     """``[padded tokens, 3]``: (start, row, column); padding stands at the origin."""
-    positions = torch.zeros(rows * columns + -(rows * columns) % TOKEN_MULTIPLE, 3, dtype=torch.long)
+    positions = torch.zeros(rows * columns + -(rows * columns) % TOKEN_MULTIPLE, 3, dtype=torch.long, device="cpu")
     image = positions[: rows * columns].view(rows, columns, 3)
     image[..., 0] = start
-    image[..., 1] = torch.arange(rows)[:, None]
-    image[..., 2] = torch.arange(columns)
+    image[..., 1] = torch.arange(rows, device="cpu")[:, None]
+    image[..., 2] = torch.arange(columns, device="cpu")
     return positions
 
 
@@ -437,4 +437,4 @@ def _rows(rows: Sequence[int], lengths: Sequence[int], device: torch.device) -> 
     """One row for all tokens where the images agree (a plain index costs no gather), else a row for each token."""
     if len(set(rows)) == 1:
         return rows[0]
-    return torch.tensor(rows).repeat_interleave(torch.tensor(lengths)).to(device, non_blocking=True)
+    return torch.tensor(rows, device="cpu").repeat_interleave(torch.tensor(lengths, device="cpu")).to(device)
