@@ -1,6 +1,6 @@
 """This engine beside diffusers on a GPU, with random weights of the full size: the same pictures? how fast? how much memory?
 
-    python benchmarks/gpu_full.py [--runs 5] [--folder /tmp/z-image-random] [--tiny]
+    python benchmarks/gpu_full.py [--runs 5] [--folder FOLDER] [--tiny]
 
 A checkpoint of Z-Image Turbo's shape with random bfloat16 weights is written in diffusers' layout and opened by both. Their
 pictures of the same seed are compared, then both make pictures in turn, prompt to pixels. ``--tiny`` is the same with a small
@@ -16,6 +16,7 @@ import json
 import lzma
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -153,7 +154,7 @@ def psnr(a: Any, b: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/z-image-random"))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "z-image-random"))
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
