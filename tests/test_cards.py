@@ -253,7 +253,7 @@ def test_counts_start_at_one(tmp_path: Path, keys: tuple[str, ...], value: int) 
 
 
 @pytest.mark.parametrize(
-    "keys", [("step",), ("limits", "min_pixels"), ("parts", "vae", "sha256"), ("styles", "flat", "weight")]
+    "keys", [("step",), ("limits", "min_pixels"), ("parts", "vae", "sha256"), ("styles", "flat", "rank")]
 )
 def test_unknown_key(tmp_path: Path, keys: tuple[str, ...]) -> None:
     assert f"{'.'.join(keys)} is not a key of a model card" in refusal_of(tmp_path, *keys, value=1)

@@ -20,7 +20,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "hwaga"
 
-FOUNDATION = frozenset({"cards", "errors", "image_file", "request", "settings", "source_image", "version"})
+FOUNDATION = frozenset({"cards", "errors", "image_file", "loras", "request", "settings", "source_image", "version"})
 
 # What each part of the package (a module or folder directly under hwaga) may import from the others.
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -250,7 +250,9 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_composing_and_counting_loads_nothing_heavy() -> None:
-    done = run_fresh("hwaga('prompt', 'a cake', '--style', 'watercolor', '--industry', 'auto', '--model', 'mini')")
+    done = run_fresh(
+        "hwaga('prompt', 'a cake', '--style', 'watercolor', '--industry', 'auto', '--model', 'z-image-turbo')"
+    )
     assert done.returncode == 0, done.stderr
     assert "watercolour" in done.stdout
 

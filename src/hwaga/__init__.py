@@ -13,6 +13,7 @@ from hwaga.errors import (
     DeviceMemoryError,
     HwagaError,
     ImageFileError,
+    LoraError,
     ModelError,
     PackError,
     PromptError,
@@ -24,7 +25,7 @@ from hwaga.errors import (
     StyleError,
     UnknownModelError,
 )
-from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
+from hwaga.request import Composed, ImageRequest, LoraUse, MemoryUse, Result, Step, Timings
 from hwaga.settings import Settings
 from hwaga.source_image import SourceImage
 from hwaga.version import __version__
@@ -35,12 +36,15 @@ if TYPE_CHECKING:
 __all__ = [
     "CardError",
     "CheckpointError",
+    "Composed",
     "DeviceError",
     "DeviceMemoryError",
     "Engine",
     "HwagaError",
     "ImageFileError",
     "ImageRequest",
+    "LoraError",
+    "LoraUse",
     "MemoryUse",
     "ModelCard",
     "ModelError",

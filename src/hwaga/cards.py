@@ -8,6 +8,7 @@ own, and a path to any card file works as a model's name. A checkpoint folder wi
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -47,10 +48,14 @@ class Style:
     Attributes:
         title: its name for people, by language.
         lora: file of the LoRA below the card's folder, or None for the base model's own look.
+        weight: of the LoRA; 1 is as trained.
+        wording: what is written into the prompt in place of the pack's words for this style; None for the pack's.
     """
 
     title: Mapping[str, str]
     lora: str | None
+    weight: float = 1.0
+    wording: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class ModelCard:
         parts: its networks by name.
         styles: its styles by name.
         preview: factors from latents to small RGB pictures, ``[channels + 1][3]`` with the offset last; or None.
+        own_words_only: the packs' wording is beyond this model, and left out.
     """
 
     name: str
@@ -104,6 +110,7 @@ class ModelCard:
     parts: Mapping[str, Part]
     styles: Mapping[str, Style] = field(default_factory=lambda: MappingProxyType({}))
     preview: tuple[tuple[float, ...], ...] | None = None
+    own_words_only: bool = False
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -238,7 +245,7 @@ def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
     folder = folder.resolve()
     return replace(
         like, name=folder.name, family=FAMILY_OF_PIPELINE[pipeline], title=folder.name, license="", source="",
-        folder=folder, styles=MappingProxyType({}), preview=None,
+        folder=folder, styles=MappingProxyType({}), preview=None, own_words_only=False,
     )  # fmt: skip
 
 
@@ -248,13 +255,14 @@ class _Table:
     def __init__(self, values: dict[str, Any], where: str) -> None:
         self.values, self.where, self.asked = values, where, set[str]()
 
-    def get(self, key: str, kind: type, default: Any = None) -> Any:
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
         self.asked.add(key)
         value = self.values.get(key, default)
         if value is None:
             raise CardError(f"{self.where}{key} is missing.")
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise CardError(f"{self.where}{key} must be of type {kind.__name__}, not {value!r}.")
+        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+            wanted = kind.__name__ if isinstance(kind, type) else "number"
+            raise CardError(f"{self.where}{key} must be of type {wanted}, not {value!r}.")
         return value
 
     def count(self, key: str) -> int:
@@ -290,6 +298,7 @@ def _card(table: _Table, folder: Path) -> ModelCard:
         parts=MappingProxyType({name: _part(part) for name, part in table.table("parts").tables().items()}),
         styles=MappingProxyType({name: _style(style) for name, style in table.table("styles", {}).tables().items()}),
         preview=_preview(table.get("preview", list, [])),
+        own_words_only=table.get("own_words_only", bool, False),
     )
     table.close()
     for name, (width, height) in card.aspects.items():
@@ -340,7 +349,13 @@ def _style(table: _Table) -> Style:
     style = Style(
         title=MappingProxyType({language: titles.get(language, str) for language in titles.values}),
         lora=table.get("lora", str, "") or None,
+        weight=float(table.get("weight", (int, float), 1.0)),
+        wording=table.get("wording", str) if "wording" in table.values else None,
     )
+    if style.lora is not None and not math.isfinite(style.weight):
+        raise CardError(f"{table.where}weight must be a finite number.")
+    if style.lora is not None and (Path(style.lora).is_absolute() or ".." in Path(style.lora).parts):
+        raise CardError(f"{table.where}lora must lie below the card's folder, not at {style.lora!r}.")
     table.close()
     return style
 

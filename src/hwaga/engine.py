@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -19,13 +19,27 @@ from PIL import Image
 from torch import Tensor
 
 from hwaga.cards import ModelCard, find_card
-from hwaga.errors import CardError, CheckpointError, DeviceError, DeviceMemoryError, RequestError, SizeError
+from hwaga.errors import CardError, CheckpointError, DeviceError, DeviceMemoryError, LoraError, RequestError, SizeError
 from hwaga.families import find_family
 from hwaga.families.family import Model, Progress
+from hwaga.loras import LoraLibrary
 from hwaga.memory.budget import process_memory
-from hwaga.request import MAX_SEED, ImageRequest, MemoryUse, Result, Step, Timings
+from hwaga.prompt import Library, compose
+from hwaga.request import MAX_SEED, Composed, ImageRequest, MemoryUse, Result, Step, Timings
 from hwaga.sampling.euler import euler
 from hwaga.settings import Settings
+from hwaga.weights.checkpoint import file_digest
+from hwaga.weights.lora import LoraFile
+
+
+@dataclass(frozen=True)
+class _Lora:
+    """A LoRA that a request asks for, found."""
+
+    name: str
+    weight: float
+    file: Path
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class _Job:
     token_ids: list[int]
     shape: tuple[int, int, int]
     schedule: Tensor
+    loras: tuple[_Lora, ...]
 
     @property
     def seed(self) -> int:
@@ -52,11 +67,15 @@ class Engine:
 
     Attributes:
         card: what the model is.
+        settings: where LoRAs and prompt packs lie.
         device, dtype: where and in which number format the networks run.
     """
 
-    def __init__(self, card: ModelCard, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, card: ModelCard, model: Model, device: torch.device, dtype: torch.dtype, settings: Settings
+    ) -> None:
         self.card = card
+        self.settings = settings
         self.device = device
         self.dtype = dtype
         self._model: Model | None = model
@@ -95,12 +114,16 @@ class Engine:
             )
         with _memory_refused(chosen_device):
             opened = find_family(card.family).open(
-                card.folder, device=chosen_device, dtype=chosen_dtype, progress=progress
+                card.folder,
+                device=chosen_device,
+                dtype=chosen_dtype,
+                lora_bytes=settings.lora_bytes,
+                progress=progress,
             )
         channels = opened.latent_shape(*card.default_size)[0]
         if card.preview is not None and len(card.preview) != channels + 1:
             raise CardError(f"{card.name} has {channels} latent channels, so preview needs {channels + 1} rows.")
-        return cls(card, opened, chosen_device, chosen_dtype)
+        return cls(card, opened, chosen_device, chosen_dtype, settings)
 
     def close(self) -> None:
         """Lets go of the weights. The engine makes no more pictures; a stream that is under way keeps them to its end."""
@@ -148,15 +171,20 @@ class Engine:
             torch.cuda.reset_peak_memory_stats(self.device)
         with _memory_refused(self.device):
             start = self._now()
-            prompts = {tuple(job.token_ids): job.token_ids for job in jobs}
-            encoded_prompts = dict(zip(prompts, model.encode_prompts(list(prompts.values())), strict=True))
-            conditionings = [encoded_prompts[tuple(job.token_ids)] for job in jobs]
+            adapters = [model.adapters([(lora.file, lora.weight) for lora in job.loras]) for job in jobs]
+            # Pictures that share a prompt and its LoRAs share its encoding.
+            prompts = list(dict.fromkeys(zip((tuple(job.token_ids) for job in jobs), adapters, strict=True)))
+            encoded_prompts = model.encode_prompts([ids for ids, _ in prompts], [own for _, own in prompts])
+            conditionings = [
+                encoded_prompts[prompts.index((tuple(job.token_ids), own))]
+                for job, own in zip(jobs, adapters, strict=True)
+            ]
             latents = [self._start(model, job) for job in jobs]
             encoded = self._now()
 
             shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
             total, waited = max(len(schedule) for schedule in schedules) - 1, 0.0
-            for state in euler(model.derivative(conditionings, shapes, schedules), latents, schedules):
+            for state in euler(model.derivative(conditionings, shapes, schedules, adapters), latents, schedules):
                 latents, shown = state.latents, [state.denoised[0]]
                 left = time.perf_counter()
                 try:
@@ -176,6 +204,7 @@ class Engine:
                 model=self.card.name,
                 weights=model.weights_digest,
                 device=(self.device.type, str(self.dtype).removeprefix("torch.")),
+                loras={lora.name: lora.digest for lora in job.loras},
                 tokens=len(job.token_ids),
                 timings=timings,
                 memory=self._memory(),
@@ -196,8 +225,11 @@ class Engine:
             raise RuntimeError("This engine is closed. Open another one.")
         return self._model
 
+    @cached_property
+    def _library(self) -> Library:
+        return Library.load(self.settings.packs)
+
     def _resolve(self, model: Model, request: ImageRequest) -> _Job:
-        width, height = self._size(model, request)
         limits = self.card.limits
         ceiling = min(limits.max_tokens, model.max_tokens)
         limit = request.max_tokens or min(limits.tokens, ceiling)
@@ -210,6 +242,10 @@ class Engine:
         schedule = model.schedule(steps, strength, steps_scale=request.steps_scale and request.image is not None)
         if len(schedule) < 2 or schedule[0] <= 0:
             raise RequestError(f"A strength of {strength} leaves nothing to do. Raise it.")
+        request = self._composed(model, request, limit)
+        width, height = self._size(model, request)
+        loras = LoraLibrary(self.settings.loras)
+        files = [(lora, loras.find(lora.name, self.card)) for lora in request.model_loras]
         resolved = request.replace(
             width=width,
             height=height,
@@ -219,9 +255,35 @@ class Engine:
         )
         return _Job(
             request=resolved,
-            token_ids=model.tokenize(request.prompt, limit),
+            token_ids=model.tokenize(request.model_prompt, limit),
             shape=model.latent_shape(width, height),
             schedule=schedule,
+            loras=tuple(_Lora(lora.name, lora.weight, file, file_digest([file])) for lora, file in files),
+        )
+
+    def _composed(self, model: Model, request: ImageRequest, token_limit: int) -> ImageRequest:
+        """The request with what the packs make of its words."""
+        if not request.composes:
+            return request
+        composition = compose(
+            request.prompt,
+            family=self.card.family,
+            library=self._library,
+            card=self.card,
+            style=request.style,
+            industry=request.industry,
+            avoid=request.avoid,
+            use=request.use,
+            style_fallback=request.style_fallback,
+            count_tokens=model.count_tokens,
+            token_limit=token_limit,
+        )
+        sized = request.aspect is not None or request.width is not None or request.image is not None
+        return request.replace(
+            aspect=request.aspect if sized else composition.aspect,
+            composed=Composed(
+                composition.text, composition.loras, composition.style, composition.industry, composition.notes
+            ),
         )
 
     def _size(self, model: Model, request: ImageRequest) -> tuple[int, int]:
@@ -295,6 +357,29 @@ def choose(
     card = model if isinstance(model, ModelCard) else find_card(model, settings.models)
     chosen = find_device(device)
     return card, chosen, _find_dtype(dtype, find_family(card.family).dtypes, chosen)
+
+
+def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
+    """Whether a file is a LoRA, and which models it fits. No weights are read.
+
+    Args:
+        cards: of models that are on this machine.
+
+    Returns:
+        For each model's name, why the LoRA does not fit it, or None where it does.
+
+    Raises:
+        LoraError: it is no LoRA, damaged or of a kind that is not computed here.
+    """
+    LoraFile.read(file)
+    fits: dict[str, str | None] = {}
+    for card in cards:
+        try:
+            find_family(card.family).check_lora(card.folder, file)
+            fits[card.name] = None
+        except LoraError as error:
+            fits[card.name] = str(error)
+    return fits
 
 
 def find_device(name: str | None) -> torch.device:

@@ -8,6 +8,7 @@ is. The command line ends with exit code 2 on any of them.
     │   ├── PromptError           empty prompt, or a slot that does not exist
     │   │   └── PromptTooLongError    more tokens than the model takes
     │   ├── StyleError            no such style, industry or use, or a style whose LoRA is not there
+    │   ├── LoraError             no such LoRA, or one that is damaged or for another model
     │   ├── SizeError             width, height or aspect
     │   └── SourceImageError      the picture to start from cannot be read
     ├── ModelError                the model cannot be found or opened
@@ -54,6 +55,10 @@ class PromptTooLongError(PromptError):
 
 class StyleError(RequestError):
     """No style, industry or use has that name, or the style's LoRA is not there."""
+
+
+class LoraError(RequestError):
+    """No LoRA has that name, or its file is damaged, of an unknown kind or for another model."""
 
 
 class SizeError(RequestError):

@@ -68,6 +68,7 @@ def made_with(result: Result) -> dict[str, Any]:
         "weights": result.weights,
         "device": device,
         "dtype": dtype,
+        **({"loras": dict(result.loras)} if result.loras else {}),
         "request": result.request.to_json(),
     }
 
@@ -152,7 +153,10 @@ def a1111_parameters(request: ImageRequest, *, model: str, version: str, cfg_sca
     if request.source is not None:
         values["Denoising strength"] = f"{request.strength:g}"
     values["Version"] = f"hwaga {version}"
-    return f"{request.prompt}\n" + ", ".join(f"{name}: {_quoted(str(value))}" for name, value in values.items())
+    tags = "".join(f" <lora:{lora.name}:{lora.weight:g}>" for lora in request.model_loras)
+    return f"{request.model_prompt}{tags}\n" + ", ".join(
+        f"{name}: {_quoted(str(value))}" for name, value in values.items()
+    )
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:

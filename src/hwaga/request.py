@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from hwaga.errors import PromptError, RequestError, SizeError
+from hwaga.errors import LoraError, PromptError, RequestError, SizeError, StyleError
 from hwaga.source_image import SourceImage
 
 if TYPE_CHECKING:
@@ -21,16 +21,80 @@ if TYPE_CHECKING:
 
 Fit = Literal["crop", "pad", "stretch"]
 
+MAX_LORAS = 16
+
 MAX_SEED = 2**32 - 1
 """Largest seed. torch and the reference seed their CPU generator with 32 bits: larger seeds would repeat smaller ones."""
+
+
+@dataclass(frozen=True)
+class LoraUse:
+    """A LoRA to draw with.
+
+    Attributes:
+        name: what it is called on the model's card or in the user's library; never a path.
+        weight: 1 is as trained, 0 is without it; above 1 and below 0 work too.
+    """
+
+    name: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise LoraError(f"A LoRA is asked for by its name, not by {self.name!r}.")
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        if not number or not -10 <= self.weight <= 10:
+            raise LoraError(f"The weight of the LoRA {self.name} must be from -10 to 10, not {self.weight!r}.")
+        object.__setattr__(self, "weight", float(self.weight))
+
+    @classmethod
+    def parse(cls, text: str) -> LoraUse:
+        """Reads "NAME" or "NAME:WEIGHT"."""
+        name, colon, weight = text.partition(":")
+        try:
+            return cls(name, float(weight) if colon else 1.0)
+        except ValueError:
+            raise LoraError(f"A LoRA is given as NAME or NAME:WEIGHT, as in flat:0.8, not {text!r}.") from None
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What the prompt packs made of a request's words.
+
+    Attributes:
+        prompt: the text that the model is given.
+        loras: what the style draws with.
+        style, industry: what they came to, also where "auto" chose; None where there is none.
+        notes: for people: what was chosen and why, what was left out.
+    """
+
+    prompt: str
+    loras: tuple[LoraUse, ...] = ()
+    style: str | None = None
+    industry: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str) or not self.prompt.strip():
+            raise PromptError(f"A composed prompt must be text, not {self.prompt!r}.")
 
 
 @dataclass(frozen=True)
 class ImageRequest:
     """One picture to make.
 
+    With a style, an industry, a use or things to avoid, the packs' wording follows the prompt. What came of it is kept in
+    ``composed``, and a request that carries it is drawn from it: the packs are not asked again, so that a picture can be made
+    again after they have changed.
+
     Attributes:
         prompt: what to draw, in natural language.
+        style: a style by name, title or alias, or "auto".
+        industry: a business, likewise.
+        avoid: things not wanted, such as "text".
+        use: where the picture will be shown: "feed", "story", "banner" or "poster". It chooses the shape, if nothing else does.
+        style_fallback: go on without a style's LoRA that is not there.
+        loras: LoRAs beside the style's, as ``LoraUse``, "NAME" or "NAME:WEIGHT". One that the style uses too counts here.
         width: pixels; with ``height`` and ``aspect`` left out, the model's default, or the source picture's own size.
         height: pixels; given together with ``width`` or not at all.
         aspect: a shape by name ("16:9"), looked up on the model's card; instead of width and height.
@@ -49,6 +113,12 @@ class ImageRequest:
 
     prompt: str
     _: dataclasses.KW_ONLY
+    style: str | None = None
+    industry: str | None = None
+    avoid: Sequence[str] = ()
+    use: str | None = None
+    style_fallback: bool = False
+    loras: Sequence[LoraUse | str] = ()
     width: int | None = None
     height: int | None = None
     aspect: str | None = None
@@ -59,6 +129,7 @@ class ImageRequest:
     fit: Fit = "crop"
     steps_scale: bool = False
     max_tokens: int | None = None
+    composed: Composed | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
@@ -71,6 +142,7 @@ class ImageRequest:
             raise PromptError(
                 f"The prompt has a lone surrogate at character {error.start}, which is not text. Send it as UTF-8."
             ) from error
+        self._check_words()
         if (self.width is None) != (self.height is None):
             raise SizeError("Give width and height together, or neither.")
         if self.width is not None and self.aspect is not None:
@@ -102,13 +174,52 @@ class ImageRequest:
         if self.image is not None and not isinstance(self.image, SourceImage):
             object.__setattr__(self, "image", SourceImage.read(self.image))
 
+    def _check_words(self) -> None:
+        for name in ("style", "industry", "use"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, str) or not value.strip()):
+                raise StyleError(f"The {name} must be a name, not {value!r}.")
+        if isinstance(self.avoid, str) or not all(isinstance(item, str) for item in self.avoid):
+            raise RequestError(f"avoid must be a list of texts, not {self.avoid!r}.")
+        if not isinstance(self.style_fallback, bool):
+            raise RequestError(f"style_fallback must be true or false, not {self.style_fallback!r}.")
+        if isinstance(self.loras, str):
+            raise LoraError(f"loras must be a list, not {self.loras!r}.")
+        loras = tuple(LoraUse.parse(lora) if isinstance(lora, str) else lora for lora in self.loras)
+        if not all(isinstance(lora, LoraUse) for lora in loras):
+            raise LoraError(f"A LoRA is given as NAME, NAME:WEIGHT or LoraUse, not as in {self.loras!r}.")
+        if len({lora.name for lora in loras}) < len(loras) or len(loras) > MAX_LORAS:
+            raise LoraError(f"Give each LoRA once, and {MAX_LORAS} at most.")
+        object.__setattr__(self, "avoid", tuple(self.avoid))
+        object.__setattr__(self, "loras", loras)
+
+    @property
+    def composes(self) -> bool:
+        """Whether the packs are still to be asked about the prompt."""
+        return self.composed is None and bool(self.style or self.industry or self.avoid or self.use)
+
+    @property
+    def model_prompt(self) -> str:
+        """The text that the model is given; once the request is resolved."""
+        return self.prompt if self.composed is None else self.composed.prompt
+
+    @property
+    def model_loras(self) -> tuple[LoraUse, ...]:
+        """Every LoRA that the picture is drawn with; once the request is resolved."""
+        own = cast("tuple[LoraUse, ...]", self.loras)
+        names = {lora.name for lora in own}
+        styles = () if self.composed is None else self.composed.loras
+        return (*(lora for lora in styles if lora.name not in names), *own)
+
     @property
     def source(self) -> SourceImage | None:
         """The picture to start from, as it was read when the request was made."""
         return cast("SourceImage | None", self.image)
 
     def replace(self, **changes: Any) -> ImageRequest:
-        """A copy with some fields changed, checked again."""
+        """A copy with some fields changed, checked again. Other words are composed anew."""
+        if changes.keys() & {"prompt", "style", "industry", "avoid", "use", "style_fallback"}:
+            changes = {"composed": None, **changes}
         return dataclasses.replace(self, **changes)
 
     def variations(self, n: int) -> list[ImageRequest]:
@@ -132,8 +243,18 @@ class ImageRequest:
             value = getattr(self, item.name)
             if isinstance(value, SourceImage):
                 values["image"] = value.to_json()
-            elif value is not None:
+            elif isinstance(value, Composed):
+                composed = {"prompt": value.prompt, "loras": _uses(value.loras), "style": value.style,
+                            "industry": value.industry, "notes": list(value.notes)}  # fmt: skip
+                values["composed"] = {name: part for name, part in composed.items() if part}
+            elif item.name == "loras" and value:
+                values["loras"] = _uses(value)
+            elif item.name == "avoid" and value:
+                values["avoid"] = list(value)
+            elif value not in (None, ()):
                 values[item.name] = value
+        if not self.style_fallback:
+            del values["style_fallback"]
         if self.source is None:
             for name in ("strength", "fit", "steps_scale"):
                 del values[name]
@@ -154,7 +275,18 @@ class ImageRequest:
             )
         if "prompt" not in values:
             raise PromptError("The settings hold no prompt.")
-        return cls(**{**values, "image": image})
+        values = {**values, "image": image}
+        try:
+            if "loras" in values:
+                values["loras"] = _from_uses(values["loras"])
+            if "composed" in values:
+                composed = dict(values["composed"])
+                composed["loras"] = _from_uses(composed.get("loras", ()))
+                composed["notes"] = tuple(composed.get("notes", ()))
+                values["composed"] = Composed(**composed)
+        except (TypeError, ValueError, KeyError) as error:
+            raise RequestError(f"The settings' LoRAs or composed prompt cannot be read: {error}.") from error
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -222,6 +354,7 @@ class Result:
         model: name of the model's card.
         weights: tells the checkpoint from others of that name.
         device: device type and number format that it was made with, such as ("cpu", "float32").
+        loras: for each LoRA that it was drawn with, what tells its file from others of that name.
         tokens: tokens of the prompt, chat template included.
         timings: seconds by phase.
         memory: memory of the process.
@@ -233,9 +366,18 @@ class Result:
     model: str
     weights: str
     device: tuple[str, str]
+    loras: Mapping[str, str]
     tokens: int
     timings: Timings
     memory: MemoryUse
+
+
+def _uses(loras: tuple[LoraUse, ...]) -> list[dict[str, Any]]:
+    return [{"name": lora.name, "weight": lora.weight} for lora in loras]
+
+
+def _from_uses(values: Any) -> tuple[LoraUse, ...]:
+    return tuple(LoraUse(**value) for value in values)
 
 
 def _is_int(value: object) -> bool:

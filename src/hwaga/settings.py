@@ -5,6 +5,7 @@
     HWAGA_DTYPE       dtype       "bfloat16" or "float32"; what suits the device unless set
     HWAGA_DATA_DIR    data_dir    where models are kept; the platform's data folder unless set
     HWAGA_PACKS_DIR   packs_dir   a folder of your own styles and industries; only the built-in ones unless set
+    HWAGA_LORA_CACHE  lora_cache  memory for LoRAs that wait to be used again, such as "512 MiB"; 1 GiB unless set
 
 The file is TOML at ``$HWAGA_CONFIG``, or ``hwaga/config.toml`` in the platform's configuration folder.
 """
@@ -12,6 +13,7 @@ The file is TOML at ``$HWAGA_CONFIG``, or ``hwaga/config.toml`` in the platform'
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -30,11 +32,28 @@ class Settings:
     dtype: str | None = None
     data_dir: str = ""
     packs_dir: str = ""
+    lora_cache: str = "1 GiB"
+
+    def __post_init__(self) -> None:
+        _ = self.lora_bytes
 
     @property
     def models(self) -> Path:
         """The folder that fetched models lie in, one folder each."""
         return _home(self.data_dir or str(_platform_folder("DATA", os.environ))) / "models"
+
+    @property
+    def loras(self) -> Path:
+        """The folder of the user's own LoRAs."""
+        return _home(self.data_dir or str(_platform_folder("DATA", os.environ))) / "loras"
+
+    @property
+    def lora_bytes(self) -> int:
+        """Bytes of device memory for LoRAs that wait to be used again."""
+        try:
+            return parse_bytes(self.lora_cache)
+        except ValueError as error:
+            raise SettingsError(f"HWAGA_LORA_CACHE (lora_cache) {error}") from None
 
     @property
     def packs(self) -> Path | None:
@@ -68,6 +87,18 @@ class Settings:
             if value:
                 values[name] = value
         return cls(**{"data_dir": str(_platform_folder("DATA", environment)), **values})
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "512 MiB", "8GiB", "20G" or "1000000"; K, M, G and T are powers of 1024.
+
+    Raises:
+        ValueError: the text is of another form.
+    """
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*(?:([KMGT])(?:i?B)?|B)?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"must be a size such as 512 MiB or 8 GiB, not {text!r}.")
+    return int(float(match[1]) * 1024 ** " KMGT".index((match[2] or " ").upper()))
 
 
 def _platform_folder(kind: str, environment: Mapping[str, str]) -> Path:

@@ -18,20 +18,30 @@ details = "steam"
 """
 
 
-def test_the_prompt_goes_to_standard_output_and_the_rest_beside_it(hwaga: Command) -> None:
+def test_the_prompt_goes_to_standard_output_and_the_rest_beside_it(hwaga: Command, reader: Path) -> None:
     done = hwaga(
-        "prompt", "라떼 한 잔", "--style", "애니", "--industry", "auto", "--use", "story", "--avoid", "no text"
-    )
+        "prompt", "라떼 한 잔", "--style", "애니", "--industry", "auto", "--use", "story", "--avoid", "no text",
+        "--model", reader,
+    )  # fmt: skip
     assert done.code == 0
     assert done.out.startswith("라떼 한 잔. It is an anime illustration")
     assert done.out.endswith("a clean image free of lettering.\n")
-    for part in ('because of "라떼"', "LoRA: flat at 1 (", "Aspect: 9:16", "Tokens: "):
+    for part in ('because of "라떼"', "LoRA: flat at 1", "Aspect: 9:16", "Tokens: "):
         assert part in done.err
     assert hwaga("prompt", "라떼 한 잔").out == "라떼 한 잔\n"
 
 
-def test_json(hwaga: Command) -> None:
-    values = json.loads(hwaga("prompt", "라떼", "--style", "anime", "--json").out)
+def test_a_model_that_does_not_read_the_packs_gets_the_typed_words(hwaga: Command) -> None:
+    done = hwaga(
+        "prompt", "라떼 한 잔", "--style", "anime", "--industry", "auto", "--avoid", "no text", "--model", "mini"
+    )
+    assert done.out == "라떼 한 잔\n"
+    assert "The packs' wording is left out: mini draws from your own words alone." in done.err
+    assert "LoRA: flat at 1" in done.err
+
+
+def test_json(hwaga: Command, reader: Path) -> None:
+    values = json.loads(hwaga("prompt", "라떼", "--style", "anime", "--json", "--model", reader).out)
     assert values["text"].startswith("라떼. ")
     assert values["loras"][0]["name"] == "flat"
     assert values["tokens"] > 20
@@ -65,9 +75,11 @@ def test_listings(hwaga: Command) -> None:
     assert "미용실" in hwaga("industries").out
 
 
-def test_packs_of_ones_own(hwaga: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "industries.toml").write_text(TEA_ROOM, encoding="utf-8")
-    monkeypatch.setenv("HWAGA_PACKS_DIR", str(tmp_path))
-    assert "The setting is a hanok." in hwaga("prompt", "녹차 한 잔", "--industry", "auto").out
-    (tmp_path / "industries.toml").write_text(TEA_ROOM.replace("details", "detail"), encoding="utf-8")
+def test_packs_of_ones_own(hwaga: Command, reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packs = tmp_path / "packs"
+    packs.mkdir()
+    (packs / "industries.toml").write_text(TEA_ROOM, encoding="utf-8")
+    monkeypatch.setenv("HWAGA_PACKS_DIR", str(packs))
+    assert "The setting is a hanok." in hwaga("prompt", "녹차 한 잔", "--industry", "auto", "--model", reader).out
+    (packs / "industries.toml").write_text(TEA_ROOM.replace("details", "detail"), encoding="utf-8")
     assert "industries.toml:2: [tea_room] has no details." in hwaga.refused("prompt", "a")

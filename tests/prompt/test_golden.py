@@ -6,6 +6,7 @@ After a change of wording, renew it and read the difference:  python tests/promp
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ CASES: list[tuple[str | Slots, dict[str, Any]]] = [
 
 
 def composed() -> str:
-    library, card = Library.load(), ModelCard.read(ASSETS / "mini" / "card.toml")
+    # The bundled model's tokenizer and LoRAs; its card leaves out the packs' wording, which is what there is to read here.
+    library, card = Library.load(), replace(ModelCard.read(ASSETS / "mini" / "card.toml"), own_words_only=False)
     count = token_counter(card)
     blocks = []
     for number, (text, options) in enumerate(CASES, 1):

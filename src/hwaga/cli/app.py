@@ -9,6 +9,7 @@ import typer
 from hwaga.cli.console import print_result
 from hwaga.cli.doctor import doctor
 from hwaga.cli.generate import image2image, text2image
+from hwaga.cli.lora import lora
 from hwaga.cli.models import models
 from hwaga.cli.prompt import industries, prompt, styles
 from hwaga.cli.show import show
@@ -40,3 +41,4 @@ def _main(
 
 for command in (text2image, image2image, prompt, styles, industries, show, models, doctor):
     app.command()(command)
+app.add_typer(lora)

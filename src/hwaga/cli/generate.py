@@ -8,16 +8,26 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from hwaga.cli.console import Bar, print_json, print_result, progress_bar
+from hwaga.cli.console import Bar, print_json, print_result, progress_bar, say
 from hwaga.errors import ImageFileError, SizeError
 from hwaga.image_file import check_writable, encode_result, format_of, write
-from hwaga.request import Fit, ImageRequest, Result, Step
+from hwaga.request import Fit, ImageRequest, LoraUse, Result, Step
 
 Prompt = Annotated[str, typer.Argument(help="What to draw, in your own words: English, Korean, Chinese …")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="A file (.png, .jpg, .webp) or a folder.")]
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="A model's name, a checkpoint folder or a card file (HWAGA_MODEL, or mini)."),
+]
+Style = Annotated[str | None, typer.Option(help="A style (see `hwaga styles`), or auto.")]
+Industry = Annotated[str | None, typer.Option(help="A business (see `hwaga industries`), or auto.")]
+Avoid = Annotated[list[str] | None, typer.Option(help="Something not wanted, as text or people. Repeatable.")]
+Use = Annotated[str | None, typer.Option(help="Where it will be shown: feed, story, banner or poster.")]
+Loras = Annotated[
+    list[str] | None, typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA (see `hwaga lora list`). Repeatable.")
+]
+StyleFallback = Annotated[
+    bool, typer.Option("--style-fallback", help="Go on without the style's LoRA where it is absent.")
 ]
 Aspect = Annotated[str | None, typer.Option(help="A shape from the model's card: 1:1, 3:4, 4:3, 16:9, 9:16.")]
 Size = Annotated[str | None, typer.Option(help="Width x height in pixels, as in 1024x768.")]
@@ -36,6 +46,12 @@ Json = Annotated[
 
 def text2image(
     prompt: Prompt,
+    style: Style = None,
+    industry: Industry = None,
+    avoid: Avoid = None,
+    use: Use = None,
+    lora: Loras = None,
+    style_fallback: StyleFallback = False,
     output: Output = Path(),
     model: Model = None,
     aspect: Aspect = None,
@@ -51,7 +67,19 @@ def text2image(
     """Make a picture from words. Prints the path of each picture."""
     width, height = parse_size(size)
     request = ImageRequest(
-        prompt, width=width, height=height, aspect=aspect, steps=steps, seed=seed, max_tokens=max_tokens
+        prompt,
+        style=style,
+        industry=industry,
+        avoid=tuple(avoid or ()),
+        use=use,
+        loras=_loras(lora),
+        style_fallback=style_fallback,
+        width=width,
+        height=height,
+        aspect=aspect,
+        steps=steps,
+        seed=seed,
+        max_tokens=max_tokens,
     )
     run(request, output, number, model=model, device=device, dtype=dtype, as_json=as_json)
 
@@ -68,6 +96,12 @@ def image2image(
     steps_scale: Annotated[
         bool, typer.Option("--steps-scale", help="Let strength drop steps, as the reference pipeline does.")
     ] = False,
+    style: Style = None,
+    industry: Industry = None,
+    avoid: Avoid = None,
+    use: Use = None,
+    lora: Loras = None,
+    style_fallback: StyleFallback = False,
     output: Output = Path(),
     model: Model = None,
     aspect: Aspect = None,
@@ -84,6 +118,12 @@ def image2image(
     width, height = parse_size(size)
     request = ImageRequest(
         prompt,
+        style=style,
+        industry=industry,
+        avoid=tuple(avoid or ()),
+        use=use,
+        loras=_loras(lora),
+        style_fallback=style_fallback,
         image=image,
         strength=strength,
         fit=cast(Fit, fit),
@@ -96,6 +136,10 @@ def image2image(
         max_tokens=max_tokens,
     )
     run(request, output, number, model=model, device=device, dtype=dtype, as_json=as_json)
+
+
+def _loras(given: list[str] | None) -> tuple[LoraUse, ...]:
+    return tuple(LoraUse.parse(text) for text in given or ())
 
 
 def parse_size(text: str | None) -> tuple[int | None, int | None]:
@@ -133,7 +177,10 @@ def run(
             with Engine.open(
                 model, device=device, dtype=dtype, progress=lambda done, total: bar.show("Loading weights", done, total)
             ) as engine:
-                requests = engine.resolve(request).variations(number)
+                resolved = engine.resolve(request)
+                for note in resolved.composed.notes if resolved.composed else ():
+                    say(note)
+                requests = resolved.variations(number)
                 for place, variation in enumerate(requests):
                     result = _draw(engine, variation, bar, place, number)
                     path = _target(output, result, number)
@@ -177,6 +224,8 @@ def describe(path: Path, result: Result) -> dict[str, Any]:
         "weights": result.weights,
         "device": device,
         "dtype": dtype,
+        "prompt": result.request.model_prompt,
+        "loras": dict(result.loras),
         "tokens": result.tokens,
         "request": result.request.to_json(),
         "seconds": {

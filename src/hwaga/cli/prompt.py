@@ -72,7 +72,7 @@ def prompt(
     if composition.negative is not None:
         say(f"Negative prompt: {composition.negative}")
     for lora in composition.loras:
-        say(f"LoRA: {lora.name} at {lora.weight:g} ({lora.file})")
+        say(f"LoRA: {lora.name} at {lora.weight:g}")
     if composition.aspect is not None:
         say(f"Aspect: {composition.aspect}")
     if composition.tokens is not None:
@@ -112,8 +112,7 @@ def _slots(text: str, slots: list[str]) -> Slots:
 
 
 def _describe(composition: Composition) -> dict[str, Any]:
-    loras = [{"name": lora.name, "file": str(lora.file), "weight": lora.weight} for lora in composition.loras]
-    return {**vars(composition), "loras": loras}
+    return {**vars(composition), "loras": [vars(lora) for lora in composition.loras]}
 
 
 def _row(name: str, titles: dict[str, str], aliases: Words) -> dict[str, Any]:

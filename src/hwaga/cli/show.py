@@ -49,9 +49,22 @@ def show(
 
 
 def _rows(settings: dict[str, Any]) -> list[tuple[str, Any]]:
-    rows = list(settings["request"].items())
-    rows += [(name, value) for name, value in settings.items() if name != "request"]
-    return [(name, f"{v['name']} (sha256 {v['sha256'][:12]}…)" if name == "image" else v) for name, v in rows]
+    request = dict(settings["request"])
+    composed = request.pop("composed", {})
+    if composed:
+        request["composed"] = composed.get("prompt", "")
+    loras = {lora["name"]: lora["weight"] for lora in [*composed.get("loras", []), *request.pop("loras", [])]}
+    digests = settings.get("loras", {})
+    rows = list(request.items())
+    rows += [("lora", f"{name}:{weight:g} ({digests.get(name, 'unknown')})") for name, weight in loras.items()]
+    rows += [(name, value) for name, value in settings.items() if name not in ("request", "loras")]
+    return [(name, _cell(name, value)) for name, value in rows]
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name == "image":
+        return f"{value['name']} (sha256 {value['sha256'][:12]}…)"
+    return ", ".join(value) if isinstance(value, list) else value
 
 
 def _checked(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -61,6 +74,11 @@ def _checked(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
     texts = [settings.get(name) for name in ("version", "model", "weights", "device", "dtype")]
     if not isinstance(source, dict) or not all(isinstance(text, str) for text in texts):
         raise ImageFileError(f"The settings in {file} are not those of a picture. Give the picture as it was made.")
+    words = {name: request[name] for name in ("composed", "loras") if name in request} if request else {}
+    try:
+        ImageRequest.from_json({"prompt": "any", **words})
+    except RequestError as error:
+        raise ImageFileError(f"The settings in {file} are damaged: {error}") from error
     if source and not all(isinstance(source.get(name), str) for name in ("name", "sha256")):
         raise ImageFileError(
             f"The settings in {file} do not name their source picture. Give the picture as it was made."
@@ -102,6 +120,11 @@ def _rerun(
     if event.weights != settings["weights"] and model is None:
         raise ImageFileError(
             f"{file} was made with other weights than those that {event.model} names here. Name its model with --model."
+        )
+    if dict(event.loras) != settings.get("loras", {}):
+        other = [name for name, digest in event.loras.items() if settings.get("loras", {}).get(name) != digest]
+        raise ImageFileError(
+            f"{file} was made with another file than the LoRA that is called {', '.join(other)} here. Put that one there."
         )
     data = encode_result(event, format_of(target))
     write(target, data)

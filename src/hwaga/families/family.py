@@ -37,8 +37,14 @@ class Model(Protocol):
     def tokenize(self, prompt: str, limit: int) -> list[int]:
         """Token ids of a prompt, template included. Raises PromptTooLongError above the limit."""
 
-    def encode_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
-        """Conditioning for each list of token ids."""
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt, template included, however many they are."""
+
+    def adapters(self, loras: Sequence[tuple[Path, float]]) -> Any:
+        """What LoRA files add at their weights: the same object for the same ones, None for none. Raises LoraError."""
+
+    def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Any]) -> list[Any]:
+        """Conditioning for each list of token ids with its adapters."""
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape ``(C, h, w)`` of the latents of a picture."""
@@ -50,7 +56,11 @@ class Model(Protocol):
         """Latents taken to a noise level."""
 
     def derivative(
-        self, conditionings: Sequence[Any], shapes: Sequence[tuple[int, int, int]], schedules: Sequence[Tensor]
+        self,
+        conditionings: Sequence[Any],
+        shapes: Sequence[tuple[int, int, int]],
+        schedules: Sequence[Tensor],
+        adapters: Sequence[Any],
     ) -> Derivative:
         """The denoiser for a batch, with all that does not depend on the step computed."""
 
@@ -75,6 +85,15 @@ class Family(Protocol):
     """Number formats that the networks may run in."""
 
     def open(
-        self, folder: Path, *, device: torch.device, dtype: torch.dtype, progress: Progress | None = None
+        self,
+        folder: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        lora_bytes: int,
+        progress: Progress | None = None,
     ) -> Model:
-        """Loads a checkpoint. Raises CheckpointError for whatever is wrong with it."""
+        """Loads a checkpoint. Of LoRAs, ``lora_bytes`` are kept on the device. Raises CheckpointError for whatever is wrong."""
+
+    def check_lora(self, folder: Path, lora: Path) -> None:
+        """Raises LoraError where a LoRA file is not for the checkpoint in a folder, of which no weights are read."""

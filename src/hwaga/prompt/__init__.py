@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hwaga.prompt.compose import Composition, compose
 from hwaga.prompt.library import Library
-from hwaga.prompt.style import LoraUse
 from hwaga.prompt.template import Slots
 
-__all__ = ["Composition", "Library", "LoraUse", "Slots", "compose"]
+__all__ = ["Composition", "Library", "Slots", "compose"]

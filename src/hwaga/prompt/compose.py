@@ -14,8 +14,9 @@ from hwaga.cards import ModelCard
 from hwaga.errors import PromptError
 from hwaga.prompt.keywords import Words, find, has_korean, name_key
 from hwaga.prompt.library import FILLED, AvoidRule, Industry, Library
-from hwaga.prompt.style import AUTO, LoraUse, pick, route
+from hwaga.prompt.style import AUTO, pick, route
 from hwaga.prompt.template import ORDER, Slots, check_family, join, phrase
+from hwaga.request import LoraUse
 
 DROPPED_FIRST = ("details", "atmosphere", "lighting", "composition", "setting", "style", "avoid")
 """The packs' wording in the order that it is left out in when the text has too many tokens: an industry's from the least
@@ -109,6 +110,11 @@ def compose(
             pieces["composition"] += f"{', ' if family == 'sdxl' else '. The frame is '}{place.composition}"
     if rules and family != "sdxl":
         pieces["avoid"] = phrase("avoid", _listed([rule.z_image for rule in rules]), family)
+    if card.own_words_only and family == card.family:
+        kept = {"style"} if routed and routed.own_wording else set()
+        if pieces.keys() - kept:
+            notes.append(f"The packs' wording is left out: {card.name} draws from your own words alone.")
+        pieces = {slot: pieces[slot] for slot in kept}
     pieces = {slot: pieces[slot] for slot in (*ORDER, "avoid") if slot in pieces}
     for slot in pieces.keys() & set(FILLED):
         pieces[slot] = phrase(slot, pieces[slot], family)

@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from hwaga.cards import ModelCard
 from hwaga.errors import StyleError
 from hwaga.prompt.keywords import Words, find, fold
 from hwaga.prompt.library import Industry, Library, StylePack, by_name, near
+from hwaga.request import LoraUse
 
 AUTO = "auto"
 """In place of a name: pick one by the words of the text."""
-
-
-@dataclass(frozen=True)
-class LoraUse:
-    """A LoRA to draw with.
-
-    Attributes:
-        name: what it is called: the file's name without its ending.
-        file: where it lies.
-        weight: 1 is as trained.
-    """
-
-    name: str
-    file: Path
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -38,6 +23,7 @@ class RoutedStyle:
 
     Attributes:
         wording, negative: for the prompt and the negative prompt; empty where no pack knows the style.
+        own_wording: the wording is the model card's, not the pack's.
         loras: what the model's card has for it.
         notes: for people, about what was left out.
     """
@@ -45,14 +31,16 @@ class RoutedStyle:
     name: str
     wording: str
     negative: str
-    loras: tuple[LoraUse, ...]
-    notes: tuple[str, ...]
+    loras: tuple[LoraUse, ...] = ()
+    notes: tuple[str, ...] = ()
+    own_wording: bool = False
 
 
 def route(name: str, *, library: Library, card: ModelCard, family: str, fallback: bool) -> RoutedStyle:
     """The style of a name, title or alias.
 
     A style that a pack knows and the card does not is drawn by its wording alone; one that only the card knows, by its LoRA.
+    A card may word a style in its own way, for a model that does not know the pack's words.
     Wording for another family than the card's goes without the card's LoRAs.
 
     Args:
@@ -71,18 +59,23 @@ def route(name: str, *, library: Library, card: ModelCard, family: str, fallback
         )
     wording = "" if pack is None else pack.sdxl if family == "sdxl" else pack.z_image
     negative = pack.negative if pack and family == "sdxl" else ""
-    lora = on_card[name].lora if name in on_card else None
-    if lora is None:
-        return RoutedStyle(name, wording, negative, (), ())
-    file = card.folder / lora
+    if name not in on_card:
+        return RoutedStyle(name, wording, negative)
+    style = on_card[name]
+    routed = RoutedStyle(
+        name, wording if style.wording is None else style.wording, negative, own_wording=bool(style.wording)
+    )
+    if style.lora is None:
+        return routed
+    file = card.folder / style.lora
     if file.is_file():
-        return RoutedStyle(name, wording, negative, (LoraUse(file.stem, file),), ())
+        return replace(routed, loras=(LoraUse(file.stem, style.weight),))
     if not fallback:
         raise StyleError(
             f"The style {name} of {card.name} needs its LoRA, and {file} is not there. Put the file there or fetch the model "
             f"again ({card.source}); or go on without it: --style-fallback, style_fallback=True."
         )
-    return RoutedStyle(name, wording, negative, (), (f"Style {name} goes without its LoRA: {file} is not there.",))
+    return replace(routed, notes=(f"Style {name} goes without its LoRA: {file} is not there.",))
 
 
 # Between a noun and the one that it qualifies: nothing, a space, or a Korean noun as well. A particle would end the phrase.

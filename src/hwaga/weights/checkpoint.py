@@ -114,13 +114,18 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weights_digest(folders: Sequence[Path]) -> str:
-    """Tells one checkpoint from another: 16 hexadecimal digits of a sha256 over the two ends of each weight file.
+    """Tells one checkpoint from another: the ``file_digest`` of all its weight files."""
+    return file_digest([path for folder in folders for path in weight_files(folder)])
 
-    The beginning holds names and shapes and some values, the end more values. It costs no reading of gigabytes, and is no
-    proof that a file is whole.
+
+def file_digest(files: Sequence[Path]) -> str:
+    """16 hexadecimal digits of a sha256 over the two ends of each file.
+
+    Of safetensors, the beginning holds names and shapes and some values, the end more values. It costs no reading of
+    gigabytes, and is no proof that a file is whole.
     """
     digest = hashlib.sha256()
-    for path in (path for folder in folders for path in weight_files(folder)):
+    for path in files:
         with path.open("rb") as file:
             digest.update(file.read(DIGEST_BYTES))
             file.seek(max(file.tell(), path.stat().st_size - DIGEST_BYTES))

@@ -82,6 +82,24 @@ def z_image_transformer(patch: int) -> Layout:
     )
 
 
+Z_IMAGE_ORIGINAL = Layout(
+    renames=(
+        (".attention.q_norm.weight", ".attention.q_norm"),
+        (".attention.k_norm.weight", ".attention.k_norm"),
+        ("attention_norm1.weight", "attention_norm1"),
+        ("attention_norm2.weight", "attention_norm2"),
+        ("ffn_norm1.weight", "ffn_norm1"),
+        ("ffn_norm2.weight", "ffn_norm2"),
+        ("cap_embedder.0.weight", "cap_embedder.norm"),
+        ("cap_embedder.1.", "cap_embedder.linear."),
+        ("final_layer.adaLN_modulation.1.", "final_layer.modulation."),
+        (".adaLN_modulation.0.", ".adaLN_modulation."),
+    ),
+    stacks={".feed_forward.w13.": (".feed_forward.w1.", ".feed_forward.w3.")},
+)
+"""The same transformer as its authors and ComfyUI name it, with q, k and v already one product."""
+
+
 def qwen3_encoder(layers: int) -> Layout:
     """transformers' ``Qwen3Model`` or ``Qwen3ForCausalLM`` of so many layers, of which the last is not needed."""
     return Layout(

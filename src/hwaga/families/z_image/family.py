@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, TransformerConfig, ZImageTransformer
 from hwaga.sampling.euler import Derivative
 from hwaga.sampling.schedule import drop_first, flow_match
+from hwaga.weights.adapters import Adapters
 from hwaga.weights.checkpoint import Blueprint, read_config, weights_digest
 from hwaga.weights.config import ConfigValues
-from hwaga.weights.layouts import AUTOENCODER, qwen3_encoder, z_image_transformer
+from hwaga.weights.layouts import AUTOENCODER, Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
+from hwaga.weights.lora import LoraCache, LoraFile, LoraTarget, lora_targets
 
 
 class ZImageModel:
@@ -32,6 +35,7 @@ class ZImageModel:
         autoencoder: Autoencoder,
         shift: float,
         weights_digest: str,
+        lora_bytes: int,
     ) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
@@ -39,6 +43,12 @@ class ZImageModel:
         self.autoencoder = autoencoder
         self.shift = shift
         self.weights_digest = weights_digest
+        self.loras = LoraCache(
+            _lora_targets(text_encoder, transformer),
+            device=transformer.device,
+            dtype=transformer.dtype,
+            limit=lora_bytes,
+        )
         lens, patch = transformer.config.axes_lens, transformer.config.patch
         # A caption takes positions 1 to its padded length, and the image the one after.
         captions = (lens[0] - 2) // TOKEN_MULTIPLE * TOKEN_MULTIPLE
@@ -49,8 +59,15 @@ class ZImageModel:
     def tokenize(self, prompt: str, limit: int) -> list[int]:
         return self.tokenizer.ids_within(prompt, limit)
 
-    def encode_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        return [self.transformer.refine_caption(caption) for caption in self.text_encoder(prompts)]
+    def count_tokens(self, prompt: str) -> int:
+        return len(self.tokenizer.ids(prompt))
+
+    def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
+        return self.loras.adapters(loras)
+
+    def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapters | None]) -> list[Tensor]:
+        captions = self.text_encoder(prompts, adapters)
+        return [self.transformer.refine_caption(caption, own) for caption, own in zip(captions, adapters, strict=True)]
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         scale = self.autoencoder.config.scale
@@ -65,13 +82,21 @@ class ZImageModel:
         return sigma * noise + (1.0 - sigma) * latents
 
     def derivative(
-        self, conditionings: Sequence[Tensor], shapes: Sequence[tuple[int, int, int]], schedules: Sequence[Tensor]
+        self,
+        conditionings: Sequence[Tensor],
+        shapes: Sequence[tuple[int, int, int]],
+        schedules: Sequence[Tensor],
+        adapters: Sequence[Adapters | None],
     ) -> Derivative:
-        distinct = torch.cat([schedule[:-1] for schedule in schedules]).unique(sorted=True)
-        row_of = {sigma: row for row, sigma in enumerate(distinct.tolist())}
+        # A row of the modulation for each noise level of each set of LoRAs.
+        rows: dict[tuple[Adapters | None, float], int] = {}
+        for own in dict.fromkeys(adapters):
+            sigmas = [schedule[:-1] for schedule, theirs in zip(schedules, adapters, strict=True) if theirs is own]
+            for sigma in torch.cat(sigmas).unique(sorted=True).tolist():
+                rows[own, sigma] = len(rows)
         # Time as the reference computes it, in float32: thousandths, counted from noise to picture.
-        times = (1000 - distinct * 1000) / 1000
-        modulation = self.transformer.modulate(times.to(self.transformer.device))
+        times = (1000 - torch.tensor([sigma for _, sigma in rows], device="cpu") * 1000) / 1000
+        modulation = self.transformer.modulate(times.to(self.transformer.device), [own for own, _ in rows])
         packed: tuple[Sequence[int], Pack] | None = None
 
         def velocity(latents: Sequence[Tensor], sigmas: Sequence[float], active: Sequence[int]) -> list[Tensor]:
@@ -80,7 +105,9 @@ class ZImageModel:
             if packed is None or packed[0] != active:  # once, and again whenever a picture with fewer steps has left
                 sizes = [shapes[i][1:] for i in active]
                 packed = active, self.transformer.pack(sizes, [len(caption) for caption in captions])
-            outputs = self.transformer(latents, captions, packed[1], modulation, [row_of[sigma] for sigma in sigmas])
+            own = [adapters[i] for i in active]
+            row = [rows[key] for key in zip(own, sigmas, strict=True)]
+            outputs = self.transformer(latents, captions, packed[1], modulation, row, own)
             return [-output.float() for output in outputs]
 
         return velocity
@@ -99,32 +126,28 @@ class ZImage:
     dtypes = ("bfloat16", "float32")
 
     def open(
-        self, folder: Path, *, device: torch.device, dtype: torch.dtype, progress: Progress | None = None
+        self,
+        folder: Path,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        lora_bytes: int,
+        progress: Progress | None = None,
     ) -> ZImageModel:
-        text_config = TextEncoderConfig.from_json(read_config(folder / "text_encoder"))
-        transformer_config = TransformerConfig.from_json(read_config(folder / "transformer"))
-        autoencoder_config = AutoencoderConfig.from_json(read_config(folder / "vae"))
-        if text_config.hidden != transformer_config.caption_dim:
-            raise CheckpointError(
-                f"{folder}: the text encoder is {text_config.hidden} wide and the transformer reads "
-                f"{transformer_config.caption_dim}. They belong to different checkpoints."
-            )
-        if autoencoder_config.latent_channels != transformer_config.in_channels:
-            raise CheckpointError(
-                f"{folder}: the autoencoder has {autoencoder_config.latent_channels} latent channels and the "
-                f"transformer {transformer_config.in_channels}. They belong to different checkpoints."
-            )
+        configs = _Configs.read(folder)
         shift = _shift(folder)
         tokenizer = PromptTokenizer(folder / "tokenizer")
         text_encoder = Blueprint.read(
-            lambda: Qwen3Encoder(text_config), folder / "text_encoder", qwen3_encoder(text_config.layers)
+            lambda: Qwen3Encoder(configs.text_encoder),
+            folder / "text_encoder",
+            qwen3_encoder(configs.text_encoder.layers),
         )
         transformer = Blueprint.read(
-            lambda: ZImageTransformer(transformer_config),
+            lambda: ZImageTransformer(configs.transformer),
             folder / "transformer",
-            z_image_transformer(transformer_config.patch),
+            z_image_transformer(configs.transformer.patch),
         )
-        autoencoder = Blueprint.read(lambda: Autoencoder(autoencoder_config), folder / "vae", AUTOENCODER)
+        autoencoder = Blueprint.read(lambda: Autoencoder(configs.autoencoder), folder / "vae", AUTOENCODER)
         total = text_encoder.stored_bytes + transformer.stored_bytes + autoencoder.stored_bytes
         loaded = 0
 
@@ -141,7 +164,49 @@ class ZImage:
             autoencoder.load(device=device, dtype=dtype, progress=advance),
             shift,
             weights_digest([folder / part for part in ("text_encoder", "transformer", "vae")]),
+            lora_bytes,
         )
+
+    def check_lora(self, folder: Path, lora: Path) -> None:
+        configs = _Configs.read(folder)
+        with torch.device("meta"):
+            networks = Qwen3Encoder(configs.text_encoder), ZImageTransformer(configs.transformer)
+        LoraFile.read(lora).match(_lora_targets(*networks))
+
+
+@dataclass(frozen=True)
+class _Configs:
+    """The sizes of a checkpoint's networks, known to fit one another."""
+
+    text_encoder: TextEncoderConfig
+    transformer: TransformerConfig
+    autoencoder: AutoencoderConfig
+
+    @classmethod
+    def read(cls, folder: Path) -> _Configs:
+        text_encoder = TextEncoderConfig.from_json(read_config(folder / "text_encoder"))
+        transformer = TransformerConfig.from_json(read_config(folder / "transformer"))
+        autoencoder = AutoencoderConfig.from_json(read_config(folder / "vae"))
+        if text_encoder.hidden != transformer.caption_dim:
+            raise CheckpointError(
+                f"{folder}: the text encoder is {text_encoder.hidden} wide and the transformer reads "
+                f"{transformer.caption_dim}. They belong to different checkpoints."
+            )
+        if autoencoder.latent_channels != transformer.in_channels:
+            raise CheckpointError(
+                f"{folder}: the autoencoder has {autoencoder.latent_channels} latent channels and the "
+                f"transformer {transformer.in_channels}. They belong to different checkpoints."
+            )
+        return cls(text_encoder, transformer, autoencoder)
+
+
+def _lora_targets(text_encoder: Qwen3Encoder, transformer: ZImageTransformer) -> dict[str, LoraTarget]:
+    return lora_targets(
+        [
+            (transformer, (z_image_transformer(transformer.config.patch), Z_IMAGE_ORIGINAL)),
+            (text_encoder, (qwen3_encoder(text_encoder.config.layers),)),
+        ]
+    )
 
 
 def _shift(folder: Path) -> float:

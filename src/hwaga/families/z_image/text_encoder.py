@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
 from hwaga.kernels.reference import attention, rms_norm, rotate_halves, swiglu
+from hwaga.weights.adapters import Adapters, LinearCall, adapted
 from hwaga.weights.checkpoint import FusedLinear
 from hwaga.weights.config import ConfigValues
 
@@ -94,13 +95,13 @@ class Attention(nn.Module):
         self.q_norm = nn.Parameter(torch.ones(config.head_dim))
         self.k_norm = nn.Parameter(torch.ones(config.head_dim))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int], linear: LinearCall) -> Tensor:
         heads, kv_heads = self.config.heads, self.config.kv_heads
-        qkv = self.qkv_proj(x).unflatten(-1, (heads + 2 * kv_heads, -1))
+        qkv = linear(self.qkv_proj, x).unflatten(-1, (heads + 2 * kv_heads, -1))
         q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
         q = rotate_halves(rms_norm(q, self.q_norm, self.config.norm_eps), cos, sin)
         k = rotate_halves(rms_norm(k, self.k_norm, self.config.norm_eps), cos, sin)
-        return cast(Tensor, self.o_proj(attention(q, k, v, lengths, causal=True)))
+        return linear(self.o_proj, attention(q, k, v, lengths, causal=True))
 
 
 class FeedForward(nn.Module):
@@ -111,8 +112,8 @@ class FeedForward(nn.Module):
         self.gate_up_proj = FusedLinear(config.hidden, (config.intermediate, config.intermediate), bias=False)
         self.down_proj = nn.Linear(config.intermediate, config.hidden, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.down_proj(swiglu(self.gate_up_proj(x))))
+    def forward(self, x: Tensor, linear: LinearCall) -> Tensor:
+        return linear(self.down_proj, swiglu(linear(self.gate_up_proj, x)))
 
 
 class Layer(nn.Module):
@@ -126,9 +127,9 @@ class Layer(nn.Module):
         self.input_layernorm = nn.Parameter(torch.ones(config.hidden))
         self.post_attention_layernorm = nn.Parameter(torch.ones(config.hidden))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int]) -> Tensor:
-        x = x + self.self_attn(rms_norm(x, self.input_layernorm, self.eps), cos, sin, lengths)
-        return cast(Tensor, x + self.mlp(rms_norm(x, self.post_attention_layernorm, self.eps)))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int], linear: LinearCall) -> Tensor:
+        x = x + self.self_attn(rms_norm(x, self.input_layernorm, self.eps), cos, sin, lengths, linear)
+        return cast(Tensor, x + self.mlp(rms_norm(x, self.post_attention_layernorm, self.eps), linear))
 
 
 class Qwen3Encoder(nn.Module):
@@ -141,15 +142,18 @@ class Qwen3Encoder(nn.Module):
         self.embed_tokens = nn.Parameter(torch.empty(config.vocabulary, config.hidden))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers - 1))
 
-    def forward(self, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Conditioning ``[tokens, hidden]`` for each list of token ids. Prompts are packed, not padded."""
+    def forward(
+        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapters | None] | None = None
+    ) -> list[Tensor]:
+        """Conditioning ``[tokens, hidden]`` for each list of token ids, with its LoRAs. Prompts are packed, not padded."""
         device = self.embed_tokens.device
         lengths = [len(ids) for ids in prompts]
         ids = torch.tensor([i for prompt in prompts for i in prompt], device="cpu").to(device)
         x = F.embedding(ids, self.embed_tokens)
         cos, sin = (table.to(device, x.dtype) for table in self._rotation(lengths))
+        linear = adapted([None] * len(prompts) if adapters is None else adapters, lengths)
         for layer in self.layers:
-            x = layer(x, cos, sin, lengths)
+            x = layer(x, cos, sin, lengths, linear)
         return list(x.split(lengths))
 
     def _rotation(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:

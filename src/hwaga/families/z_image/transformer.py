@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
 from hwaga.kernels.reference import attention, gated_residual, norm_modulate, rms_norm, rotate_pairs, swiglu
+from hwaga.weights.adapters import Adapters, LinearCall, adapted, plain
 from hwaga.weights.checkpoint import FusedLinear
 from hwaga.weights.config import ConfigValues
 
@@ -108,7 +109,7 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class BlockModulation:
-    """What one block multiplies with, for each distinct time: ``[times, D]`` each. 1 + and tanh are already applied."""
+    """What one block multiplies with: ``[rows, D]`` each, see ``Modulation``. 1 + and tanh are already applied."""
 
     scale_attention: Tensor
     gate_attention: Tensor
@@ -118,7 +119,7 @@ class BlockModulation:
 
 @dataclass(frozen=True)
 class Modulation:
-    """Modulation of the whole network for each distinct time of a generation."""
+    """Modulation of the whole network: a row for each distinct time of a generation, and for each set of LoRAs."""
 
     noise_refiner: tuple[BlockModulation, ...]
     layers: tuple[BlockModulation, ...]
@@ -159,13 +160,13 @@ class Attention(nn.Module):
         self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
 
-    def forward(self, x: Tensor, rotation: Tensor, lengths: Sequence[int]) -> Tensor:
-        qk, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=1)
+    def forward(self, x: Tensor, rotation: Tensor, lengths: Sequence[int], linear: LinearCall) -> Tensor:
+        qk, v = linear(self.qkv, x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             gains = torch.stack((self.q_norm, self.k_norm))[:, None]
             qk = F.rms_norm(qk, qk.shape[-1:], eps=QK_NORM_EPS) * gains
         q, k = rotate_pairs(qk, rotation).unbind(1)
-        return cast(Tensor, self.out(attention(q, k, v[:, 0], lengths)))
+        return linear(self.out, attention(q, k, v[:, 0], lengths))
 
 
 class FeedForward(nn.Module):
@@ -176,8 +177,8 @@ class FeedForward(nn.Module):
         self.w13 = FusedLinear(config.dim, (config.hidden, config.hidden), bias=False)
         self.w2 = nn.Linear(config.hidden, config.dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.w2(swiglu(self.w13(x))))
+    def forward(self, x: Tensor, linear: LinearCall) -> Tensor:
+        return linear(self.w2, swiglu(linear(self.w13, x)))
 
 
 class Block(nn.Module):
@@ -194,10 +195,10 @@ class Block(nn.Module):
         self.ffn_norm2 = nn.Parameter(torch.ones(config.dim))
         self.adaLN_modulation = nn.Linear(config.time_dim, 4 * config.dim) if modulated else None
 
-    def modulate(self, time: Tensor) -> BlockModulation:
+    def modulate(self, time: Tensor, linear: LinearCall) -> BlockModulation:
         """The four factors for embedded times ``[times, time_dim]``."""
         assert self.adaLN_modulation is not None, "the context refiner is not modulated"
-        scale_attention, gate_attention, scale_ffn, gate_ffn = self.adaLN_modulation(time).chunk(4, dim=-1)
+        scale_attention, gate_attention, scale_ffn, gate_ffn = linear(self.adaLN_modulation, time).chunk(4, dim=-1)
         return BlockModulation(1 + scale_attention, gate_attention.tanh(), 1 + scale_ffn, gate_ffn.tanh())
 
     def forward(
@@ -207,6 +208,7 @@ class Block(nn.Module):
         lengths: Sequence[int],
         modulation: BlockModulation | None = None,
         row: int | Tensor = 0,
+        linear: LinearCall = plain,
     ) -> Tensor:
         """
         Args:
@@ -215,23 +217,18 @@ class Block(nn.Module):
             lengths: tokens of each image.
             modulation: left out by blocks that are not modulated.
             row: the row of the modulation: one for all tokens, or ``[T]``.
+            linear: applies the linear layers, with LoRAs or without.
         """
         if modulation is None:
-            x = x + rms_norm(
-                self._attend(rms_norm(x, self.attention_norm1, self.eps), rotation, lengths),
-                self.attention_norm2,
-                self.eps,
-            )
-            return x + rms_norm(self.feed_forward(rms_norm(x, self.ffn_norm1, self.eps)), self.ffn_norm2, self.eps)
-        update = self._attend(
-            norm_modulate(x, self.attention_norm1, self.eps, modulation.scale_attention[row]), rotation, lengths
-        )
+            update = self.attention(rms_norm(x, self.attention_norm1, self.eps), rotation, lengths, linear)
+            x = x + rms_norm(update, self.attention_norm2, self.eps)
+            update = self.feed_forward(rms_norm(x, self.ffn_norm1, self.eps), linear)
+            return x + rms_norm(update, self.ffn_norm2, self.eps)
+        normed = norm_modulate(x, self.attention_norm1, self.eps, modulation.scale_attention[row])
+        update = self.attention(normed, rotation, lengths, linear)
         x = gated_residual(x, update, self.attention_norm2, self.eps, modulation.gate_attention[row])
-        update = self.feed_forward(norm_modulate(x, self.ffn_norm1, self.eps, modulation.scale_ffn[row]))
+        update = self.feed_forward(norm_modulate(x, self.ffn_norm1, self.eps, modulation.scale_ffn[row]), linear)
         return gated_residual(x, update, self.ffn_norm2, self.eps, modulation.gate_ffn[row])
-
-    def _attend(self, x: Tensor, rotation: Tensor, lengths: Sequence[int]) -> Tensor:
-        return cast(Tensor, self.attention(x, rotation, lengths))
 
 
 class TimeEmbedder(nn.Module):
@@ -243,13 +240,14 @@ class TimeEmbedder(nn.Module):
             nn.Linear(TIME_CHANNELS, TIME_HIDDEN), nn.SiLU(), nn.Linear(TIME_HIDDEN, config.time_dim)
         )
 
-    def forward(self, time: Tensor) -> Tensor:
+    def forward(self, time: Tensor, linear: LinearCall) -> Tensor:
         """Float32 ``[times]`` to ``[times, time_dim]``."""
         half = TIME_CHANNELS // 2
         rates = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=time.device) / half)
         angles = time[:, None] * rates
         sinusoid = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return cast(Tensor, self.mlp(sinusoid.to(cast(nn.Linear, self.mlp[0]).weight.dtype)))
+        first, silu, second = cast("tuple[nn.Linear, nn.SiLU, nn.Linear]", tuple(self.mlp))
+        return linear(second, silu(linear(first, sinusoid.to(first.weight.dtype))))
 
 
 class FinalLayer(nn.Module):
@@ -260,11 +258,11 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(config.dim, config.patch**2 * config.in_channels)
         self.modulation = nn.Linear(config.time_dim, config.dim)
 
-    def modulate(self, time: Tensor) -> Tensor:
-        return cast(Tensor, 1 + self.modulation(F.silu(time)))
+    def modulate(self, time: Tensor, linear: LinearCall) -> Tensor:
+        return 1 + linear(self.modulation, F.silu(time))
 
-    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
-        return cast(Tensor, self.linear(F.layer_norm(x, x.shape[-1:], eps=FINAL_NORM_EPS) * scale))
+    def forward(self, x: Tensor, scale: Tensor, linear: LinearCall) -> Tensor:
+        return linear(self.linear, F.layer_norm(x, x.shape[-1:], eps=FINAL_NORM_EPS) * scale)
 
 
 class CaptionEmbedder(nn.Module):
@@ -276,8 +274,8 @@ class CaptionEmbedder(nn.Module):
         self.norm = nn.Parameter(torch.ones(config.caption_dim))
         self.linear = nn.Linear(config.caption_dim, config.dim)
 
-    def forward(self, caption: Tensor) -> Tensor:
-        return cast(Tensor, self.linear(rms_norm(caption, self.norm, self.eps)))
+    def forward(self, caption: Tensor, linear: LinearCall) -> Tensor:
+        return linear(self.linear, rms_norm(caption, self.norm, self.eps))
 
 
 class ZImageTransformer(nn.Module):
@@ -304,22 +302,29 @@ class ZImageTransformer(nn.Module):
     def device(self) -> torch.device:
         return self.x_pad_token.device
 
-    def refine_caption(self, caption: Tensor) -> Tensor:
+    def refine_caption(self, caption: Tensor, adapters: Adapters | None = None) -> Tensor:
         """Embeds and refines one caption: ``[tokens, caption_dim]`` to ``[padded tokens, D]``."""
-        x = self.cap_embedder(caption.to(self.dtype))
+        x = self.cap_embedder(caption.to(self.dtype), adapted([adapters], [len(caption)]))
         x = _padded(x, self.cap_pad_token)
         rotation = self._rotation(_caption_positions(len(x)))
+        linear = adapted([adapters], [len(x)])
         for block in self.context_refiner:
-            x = block(x, rotation, (len(x),))
+            x = block(x, rotation, (len(x),), linear=linear)
         return cast(Tensor, x)
 
-    def modulate(self, times: Tensor) -> Modulation:
-        """Modulation for distinct times: float32 ``[times]``, 0 at pure noise and 1 at the picture."""
-        embedded = self.t_embedder(times * self.config.time_scale)
+    def modulate(self, times: Tensor, adapters: Sequence[Adapters | None] | None = None) -> Modulation:
+        """Modulation of each row of a generation.
+
+        Args:
+            times: float32 ``[rows]``, 0 at pure noise and 1 at the picture.
+            adapters: the LoRAs of each row.
+        """
+        linear = plain if adapters is None else adapted(adapters, [1] * len(times))
+        embedded = self.t_embedder(times * self.config.time_scale, linear)
         return Modulation(
-            noise_refiner=tuple(cast(Block, block).modulate(embedded) for block in self.noise_refiner),
-            layers=tuple(cast(Block, block).modulate(embedded) for block in self.layers),
-            final_scale=self.final_layer.modulate(embedded),
+            noise_refiner=tuple(cast(Block, block).modulate(embedded, linear) for block in self.noise_refiner),
+            layers=tuple(cast(Block, block).modulate(embedded, linear) for block in self.layers),
+            final_scale=self.final_layer.modulate(embedded, linear),
         )
 
     def pack(self, sizes: Sequence[tuple[int, int]], caption_lengths: Sequence[int]) -> Pack:
@@ -345,6 +350,7 @@ class ZImageTransformer(nn.Module):
         pack: Pack,
         modulation: Modulation,
         rows: Sequence[int],
+        adapters: Sequence[Adapters | None] | None = None,
     ) -> list[Tensor]:
         """One step.
 
@@ -354,21 +360,26 @@ class ZImageTransformer(nn.Module):
             pack: positions for just these latents and captions.
             modulation: of all times of the generation.
             rows: the modulation's row for each image.
+            adapters: the LoRAs of each image.
 
         Returns:
             The network's output for each image, ``[C, h, w]``: the velocity from noise to picture.
         """
-        patches = [_padded(self.x_embedder(self._patchify(x.to(self.dtype))), self.x_pad_token) for x in latents]
-        row = _rows(rows, pack.image_lengths, self.device)
+        sets = [None] * len(latents) if adapters is None else adapters
+        patches = []
+        for latent, own in zip(latents, sets, strict=True):
+            tokens = self._patchify(latent.to(self.dtype))
+            patches.append(_padded(adapted([own], [len(tokens)])(self.x_embedder, tokens), self.x_pad_token))
         x = torch.cat(patches)
+        row, linear = _rows(rows, pack.image_lengths, self.device), adapted(sets, pack.image_lengths)
         for block, factors in zip(self.noise_refiner, modulation.noise_refiner, strict=True):
-            x = block(x, pack.image_rotation, pack.image_lengths, factors, row)
+            x = block(x, pack.image_rotation, pack.image_lengths, factors, row, linear)
 
         joint = [part for pair in zip(x.split(list(pack.image_lengths)), captions, strict=True) for part in pair]
-        row = _rows(rows, pack.joint_lengths, self.device)
         x = torch.cat(joint)
+        row, linear = _rows(rows, pack.joint_lengths, self.device), adapted(sets, pack.joint_lengths)
         for block, factors in zip(self.layers, modulation.layers, strict=True):
-            x = block(x, pack.joint_rotation, pack.joint_lengths, factors, row)
+            x = block(x, pack.joint_rotation, pack.joint_lengths, factors, row, linear)
 
         # Only image tokens are read, so only they pay for the last projection.
         kept = [
@@ -376,7 +387,8 @@ class ZImageTransformer(nn.Module):
             for run, (rows_, columns) in zip(x.split(list(pack.joint_lengths)), pack.grids, strict=True)
         ]
         lengths = [len(run) for run in kept]
-        out = self.final_layer(torch.cat(kept), modulation.final_scale[_rows(rows, lengths, self.device)])
+        scale = modulation.final_scale[_rows(rows, lengths, self.device)]
+        out = self.final_layer(torch.cat(kept), scale, adapted(sets, lengths))
         return [self._unpatchify(run, grid) for run, grid in zip(out.split(lengths), pack.grids, strict=True)]
 
     def _patchify(self, latent: Tensor) -> Tensor:

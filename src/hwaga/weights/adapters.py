@@ -1,0 +1,193 @@
+"""What a LoRA adds to a network's linear layers while it runs. The layers' own weights are never touched.
+
+A network takes a ``LinearCall`` and sends every product with weights through it. ``plain`` is the product alone; ``adapted``
+gives one that adds, to the rows of each picture of a batch, what that picture's LoRAs say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LinearCall(Protocol):
+    """Applies a linear layer to ``[tokens, in]``."""
+
+    def __call__(self, linear: nn.Linear, x: Tensor, /) -> Tensor: ...
+
+
+def plain(linear: nn.Linear, x: Tensor, /) -> Tensor:
+    """The layer alone."""
+    return cast(Tensor, linear(x))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """``up @ down``: LoRA, and LoHa where its product is of low rank.
+
+    Attributes:
+        down: ``[rank, in]``.
+        up: ``[out, rank]``, scaled by alpha / rank.
+    """
+
+    down: Tensor
+    up: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.up.shape[0], self.down.shape[1]
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """``kron(left, right)``: LoKr, never written out.
+
+    Attributes:
+        left: ``[out / o, in / i]``, scaled.
+        right: ``[o, i]``.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.left.shape[0] * self.right.shape[0], self.left.shape[1] * self.right.shape[1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        inner = F.linear(x.unflatten(-1, (self.left.shape[1], self.right.shape[1])), self.right)
+        return (self.left @ inner).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Full:
+    """A matrix without structure: LoHa whose factors would be larger than their product.
+
+    Attributes:
+        weight: ``[out, in]``, scaled.
+    """
+
+    weight: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.weight.shape[0], self.weight.shape[1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight)
+
+
+Delta = LowRank | Kronecker | Full
+"""What is added to a weight, or to some rows of it."""
+
+
+@dataclass(frozen=True)
+class LinearAdapter:
+    """All that is added to one linear layer.
+
+    Attributes:
+        down: ``[ranks, in]``: the ``down`` of every low-rank delta, one below the other, so that ``x`` is read once.
+        ups: for each of them: output rows, its part of the ranks, ``[out rows, rank]``.
+        others: output rows and delta.
+    """
+
+    down: Tensor | None
+    ups: tuple[tuple[slice, slice, Tensor], ...]
+    others: tuple[tuple[slice, Kronecker | Full], ...]
+
+    @classmethod
+    def of(cls, deltas: Iterable[tuple[slice, Delta]]) -> LinearAdapter:
+        """One adapter of deltas, each with the output rows that it stands for."""
+        downs, ups, others, rank = [], [], [], 0
+        for rows, delta in deltas:
+            if isinstance(delta, LowRank):
+                downs.append(delta.down)
+                ups.append((rows, slice(rank, rank + len(delta.down)), delta.up))
+                rank += len(delta.down)
+            else:
+                others.append((rows, delta))
+        return cls(torch.cat(downs) if downs else None, tuple(ups), tuple(others))
+
+    def deltas(self, weight: float) -> list[tuple[slice, Delta]]:
+        """The deltas again, scaled."""
+        found: list[tuple[slice, Delta]] = []
+        if self.down is not None:
+            found += [(rows, LowRank(self.down[ranks], up * weight)) for rows, ranks, up in self.ups]
+        for rows, other in self.others:
+            if isinstance(other, Kronecker):
+                found.append((rows, Kronecker(other.left * weight, other.right)))
+            else:
+                found.append((rows, Full(other.weight * weight)))
+        return found
+
+    def add_to(self, out: Tensor, x: Tensor) -> None:
+        """Adds to the layer's output ``[tokens, out]`` in place."""
+        if self.down is not None:
+            inner = F.linear(x, self.down)
+            for rows, ranks, up in self.ups:
+                out[:, rows].addmm_(inner[:, ranks], up.t())
+        for rows, other in self.others:
+            out[:, rows] += other(x)
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that is held."""
+        held = [] if self.down is None else [self.down, *(up for _, _, up in self.ups)]
+        for _, other in self.others:
+            held += [other.left, other.right] if isinstance(other, Kronecker) else [other.weight]
+        return held
+
+
+@dataclass(frozen=True, eq=False)
+class Adapters:
+    """What a set of LoRAs adds to a model, layer by layer."""
+
+    by_linear: Mapping[nn.Linear, LinearAdapter]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on the device."""
+        return sum(tensor.nbytes for adapter in self.by_linear.values() for tensor in adapter.tensors())
+
+    @classmethod
+    def combined(cls, parts: Sequence[tuple[Adapters, float]]) -> Adapters:
+        """Several sets as one, each with a weight."""
+        deltas: dict[nn.Linear, list[tuple[slice, Delta]]] = {}
+        for adapters, weight in parts:
+            for linear, adapter in adapters.by_linear.items():
+                deltas.setdefault(linear, []).extend(adapter.deltas(weight))
+        return cls({linear: LinearAdapter.of(found) for linear, found in deltas.items()})
+
+
+def adapted(sets: Sequence[Adapters | None], lengths: Sequence[int]) -> LinearCall:
+    """A ``LinearCall`` for a pack of runs, each with LoRAs of its own or none.
+
+    Args:
+        sets: for each run of the pack, its adapters. Neighbours that share the same object are computed together.
+        lengths: tokens of each run; what is passed to the call has as many rows as their sum.
+    """
+    runs: list[tuple[int, int, Adapters | None]] = []
+    start = 0
+    for adapters, length in zip(sets, lengths, strict=True):
+        if runs and runs[-1][2] is adapters:
+            runs[-1] = runs[-1][0], start + length, adapters
+        else:
+            runs.append((start, start + length, adapters))
+        start += length
+    used = [(first, last, adapters.by_linear) for first, last, adapters in runs if adapters is not None]
+    if not used:
+        return plain
+
+    def call(linear: nn.Linear, x: Tensor, /) -> Tensor:
+        out = cast(Tensor, linear(x))
+        for first, last, by_linear in used:
+            adapter = by_linear.get(linear)
+            if adapter is not None:
+                adapter.add_to(out[first:last], x[first:last])
+        return out
+
+    return call

@@ -1,0 +1,419 @@
+"""LoRA files of every spelling met in the wild, matched with a network and brought to its device.
+
+A key of such a file is a layer's name and a role ("lora_A.weight", "alpha"). Both are told by data: roles by ``ROLES``, names
+by the layouts that checkpoints are read with, dots and underscores being the same. Nothing is skipped: a key without a
+place, a matrix that does not fit and a value that is no number are errors that name the key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from hwaga.errors import LoraError
+from hwaga.weights.adapters import Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank
+from hwaga.weights.checkpoint import PICKLES, FusedLinear
+from hwaga.weights.layouts import Layout
+
+ROLES = {
+    "down": r"\.lora(?:_A(?:\.\w+)?|_down|\.down|_linear_layer\.down)\.weight|\.lora_A",
+    "up": r"\.lora(?:_B(?:\.\w+)?|_up|\.up|_linear_layer\.up)\.weight|\.lora_B",
+    "alpha": r"\.alpha|\.lora_alpha",
+    **{name: rf"\.{name}(?:\.weight)?" for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a",
+                                                    "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+}  # fmt: skip
+"""How a key ends, by what the tensor is. peft writes its adapter's name into the first two (``.lora_A.default.weight``)."""
+
+PREFIXES = (
+    "base_model_model_", "model_diffusion_model_", "diffusion_model_", "transformer_", "text_encoders_qwen3_4b_",
+    "text_encoder_", "lora_unet_", "lora_transformer_", "lora_te1_", "lora_te_", "lycoris_", "model_", "_",
+)  # fmt: skip
+"""What may stand before a layer's name, any of them and several, with dots as underscores."""
+
+_ROLE = re.compile("|".join(f"(?P<{role}>{pattern})" for role, pattern in ROLES.items()).join(("(?:", ")$")))
+
+_DORA = re.compile(r"dora_scale|lora_magnitude_vector")
+
+WEIGHT_FORMATS = ("F32", "F16", "BF16")
+SCALAR_FORMATS = (*WEIGHT_FORMATS, "F64", "I64", "I32")
+
+
+@dataclass(frozen=True)
+class LoraTarget:
+    """A place for a LoRA: a linear layer of ours, or some rows of it.
+
+    Attributes:
+        linear: the layer.
+        name: what it is called in our network; for messages.
+        rows: the output rows that the file's layer stands for.
+        layout: place of the layout that the name is from.
+    """
+
+    linear: nn.Linear
+    name: str
+    rows: slice
+    layout: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.linear.in_features
+
+
+def lora_targets(networks: Iterable[tuple[nn.Module, Sequence[Layout]]]) -> dict[str, LoraTarget]:
+    """Every linear layer of some networks, by each name that a layout gives it, with underscores for dots.
+
+    Args:
+        networks: each with its layouts, the one whose names count first at the front.
+    """
+    targets: dict[str, LoraTarget] = {}
+    for network, layouts in networks:
+        linears = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        for place, layout in enumerate(layouts):
+            for name, linear in linears:
+                spellings = layout.sources(f"{name}.weight")
+                outs: Sequence[int] = [linear.out_features]
+                if isinstance(linear, FusedLinear) and len(spellings) == len(linear.outs):
+                    outs = linear.outs
+                start = 0
+                for spelling, size in zip(spellings, outs, strict=True):
+                    target = LoraTarget(linear, name, slice(start, start + size), place)
+                    known = _underscored(spelling.removesuffix(".weight"))
+                    targets.setdefault(known, target)
+                    if known.endswith("_to_out_0"):  # some trainers leave out the list that diffusers keeps it in
+                        targets.setdefault(known.removesuffix("_0"), target)
+                    start += size
+    return targets
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The tensors of one layer.
+
+    Attributes:
+        stem: the layer as the file calls it.
+        keys: key in the file by role.
+        shapes: shape by role.
+    """
+
+    stem: str
+    keys: dict[str, str]
+    shapes: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A LoRA file by its header: layers and shapes, understood and whole, without values.
+
+    Attributes:
+        path: the file.
+        groups: by layer name with underscores for dots, prefixes included.
+        config: what peft noted about it ("r", "lora_alpha", …), without the network's prefix; often empty.
+    """
+
+    path: Path
+    groups: Mapping[str, _Group]
+    config: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> LoraFile:
+        """Reads the header.
+
+        Raises:
+            LoraError: not there, not safetensors, no LoRA, or of a kind that is not computed here.
+        """
+        keys, metadata = _header(path)
+        groups: dict[str, _Group] = {}
+        unknown, doubled = [], []
+        for key, shape in keys.items():
+            match = _ROLE.search(key)
+            if match is None or match.lastgroup is None:
+                unknown.append(key)
+                continue
+            stem, role = key[: match.start()], match.lastgroup
+            group = groups.setdefault(_underscored(stem), _Group(stem, {}, {}))
+            if role in group.keys:
+                doubled.append(key)
+            group.keys[role], group.shapes[role] = key, shape
+        if any(_DORA.search(key) for key in unknown):
+            raise LoraError(
+                f"{path.name} is a DoRA, which changes the base weights' size and cannot be applied beside them. "
+                "Train or export it as a plain LoRA."
+            )
+        if not groups:
+            raise LoraError(
+                f"{path.name} is no LoRA: none of its {len(keys)} tensors is part of one (such as {next(iter(keys), 'none')}). "
+                "If it is a checkpoint, give it as the model."
+            )
+        if unknown:
+            raise LoraError(f"{path.name} holds {_listed(unknown)}, which is no part of a LoRA, LoHa or LoKr.")
+        if doubled:
+            raise LoraError(f"{path.name} holds {_listed(doubled)} twice over, in two spellings. Export it again.")
+        broken = [complaint for group in groups.values() if (complaint := _complaint(group))]
+        if broken:
+            raise LoraError(f"{path.name} is not whole: {_listed(broken, '; ')}. Fetch or export it again.")
+        return cls(path, groups, _peft_config(path, metadata))
+
+    def match(self, targets: Mapping[str, LoraTarget]) -> list[tuple[LoraTarget, _Group]]:
+        """The place of each layer.
+
+        Raises:
+            LoraError: layers without a place, or of another shape: the LoRA of another model.
+        """
+        found: dict[str, list[tuple[LoraTarget, _Group]]] = {}
+        unmatched, misshapen, doubled = [], [], []
+        for name, group in self.groups.items():
+            target = _target(name, targets)
+            if target is None:
+                unmatched.append(next(iter(group.keys.values())))
+                continue
+            others = found.setdefault(target.name, [])
+            if any(other.rows == target.rows and other.layout == target.layout for other, _ in others):
+                doubled.append(group.stem)
+            others.append((target, group))
+            if _shape(group) != target.shape:
+                wanted = " x ".join(map(str, target.shape))
+                misshapen.append(f"{group.stem} is {' x '.join(map(str, _shape(group)))} and the layer is {wanted}")
+        if len(unmatched) + len(misshapen) == len(self.groups):
+            detail = _listed(misshapen, "; ") if misshapen else f"there is no {_listed(unmatched)}"
+            raise LoraError(f"{self.path.name} was made for another model: {detail}. Use it with the model it is for.")
+        if unmatched:
+            raise LoraError(f"{self.path.name} holds {_listed(unmatched)}, for which this model has no layer.")
+        if misshapen:
+            raise LoraError(f"{self.path.name} does not fit this model: {_listed(misshapen, '; ')}.")
+        if doubled:
+            raise LoraError(f"{self.path.name} holds {_listed(doubled)} twice over, in two spellings. Export it again.")
+        # Some trainers write a layer under the names of two layouts: q, k and v each, and fused once more. The second set
+        # repeats the first.
+        return [
+            (target, group)
+            for places in found.values()
+            for target, group in places
+            if target.layout == min(other.layout for other, _ in places)
+        ]
+
+    def load(self, targets: Mapping[str, LoraTarget], device: torch.device, dtype: torch.dtype) -> Adapters:
+        """Reads the values and makes them ready for a device.
+
+        Raises:
+            LoraError: see ``match``; or a value that is not finite, by key.
+        """
+        matched = self.match(targets)
+        deltas: dict[nn.Linear, list[tuple[slice, Delta]]] = {}
+        finite: dict[str, Tensor] = {}
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                for target, group in matched:
+                    # alpha is read here and now, which a device would have to be waited for
+                    places = {role: "cpu" if role == "alpha" else device for role in group.keys}
+                    tensors = {role: file.get_tensor(key).to(places[role]) for role, key in group.keys.items()}
+                    finite |= {group.keys[role]: tensor.isfinite().all().to(device) for role, tensor in tensors.items()}
+                    delta = _delta(tensors, self._scale(group, tensors), dtype)
+                    deltas.setdefault(target.linear, []).append((target.rows, delta))
+        except (SafetensorError, OSError) as error:
+            raise LoraError(f"{self.path} cannot be read: {error}. Fetch it again.") from error
+        if not torch.stack(list(finite.values())).all():  # one wait for the device, not one for each tensor
+            bad = [key for key, fine in finite.items() if not fine]
+            raise LoraError(f"{self.path.name}: {_listed(bad)} holds NaN or infinity. The file is damaged.")
+        return Adapters({linear: LinearAdapter.of(found) for linear, found in deltas.items()})
+
+    def _scale(self, group: _Group, tensors: Mapping[str, Tensor]) -> float:
+        """What the delta is multiplied with: alpha / rank, 1 where there is no alpha."""
+        rank = _rank(group)
+        if rank is None:  # LoKr of two whole matrices has no rank, and its trainers ignore alpha
+            return 1.0
+        if "alpha" in tensors:
+            # LyCORIS writes an alpha of 0 where it was trained without.
+            return (tensors["alpha"].item() or rank) / rank
+        if "lora_alpha" not in self.config:
+            return 1.0
+        dotted = group.stem.removeprefix("base_model.model.").removeprefix("transformer.").removeprefix("text_encoder.")
+        patterns = self.config.get("alpha_pattern") or {}
+        fitting = [value for pattern, value in patterns.items() if re.match(rf"(?:.*\.)?(?:{pattern})$", dotted)]
+        alpha = fitting[0] if fitting else self.config["lora_alpha"]
+        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+
+class LoraCache:
+    """LoRAs on a device, ready to use; those used longest ago are let go of when they take more than a limit.
+
+    A generation that uses one that was let go of keeps it to its end.
+    """
+
+    def __init__(
+        self, targets: Mapping[str, LoraTarget], *, device: torch.device, dtype: torch.dtype, limit: int
+    ) -> None:
+        self.targets = targets
+        self.device = device
+        self.dtype = dtype
+        self.limit = limit
+        self._kept: OrderedDict[tuple[tuple[object, float], ...], Adapters] = OrderedDict()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are kept on the device."""
+        return sum(adapters.nbytes for adapters in self._kept.values())
+
+    def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
+        """What LoRAs at some weights add together; the same object for the same ones, None for none.
+
+        Raises:
+            LoraError: a file is not there or not for this model.
+        """
+        wanted = [(path, weight) for path, weight in loras if weight]
+        if not wanted:
+            return None
+        uses = tuple((_version(path), weight) for path, weight in wanted)
+        if uses not in self._kept:
+            if len(wanted) == 1 and wanted[0][1] == 1.0:
+                made = LoraFile.read(wanted[0][0]).load(self.targets, self.device, self.dtype)
+            else:
+                parts = [(cast(Adapters, self.adapters([(path, 1.0)])), weight) for path, weight in wanted]
+                made = Adapters.combined(parts)
+            self._kept[uses] = made
+        self._kept.move_to_end(uses)
+        while len(self._kept) > 1 and self.nbytes > self.limit:
+            self._kept.popitem(last=False)
+        return self._kept[uses]
+
+
+def _version(path: Path) -> tuple[str, int, int]:
+    """A file that was replaced is another file."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise LoraError(f"The LoRA {path} is not there any more: {error.strerror}.") from error
+    return str(path), found.st_mtime_ns, found.st_size
+
+
+def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes by key, and the file's notes."""
+    if path.suffix in PICKLES:
+        raise LoraError(
+            f"{path.name} is a pickle, which can run code when it is opened. Hwaga reads LoRAs as safetensors only: "
+            "fetch or convert it in that format."
+        )
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            views = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - the handle is no mapping
+            formats = {key: (view.get_dtype(), tuple(view.get_shape())) for key, view in views.items()}
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise LoraError(f"{path} is missing, truncated or no safetensors file ({error}). Fetch it again.") from error
+    foreign = [
+        f"{key} ({kind})"
+        for key, (kind, shape) in formats.items()
+        if kind not in (WEIGHT_FORMATS if math.prod(shape) > 1 else SCALAR_FORMATS)
+    ]
+    if foreign:
+        raise LoraError(f"{path.name} stores {_listed(foreign)}; {', '.join(WEIGHT_FORMATS)} are read here.")
+    return {key: shape for key, (_, shape) in formats.items()}, metadata
+
+
+def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    text = metadata.get("lora_adapter_metadata")
+    if text is None:
+        return {}
+    try:
+        values = json.loads(text)
+        config = {str(key).removeprefix("transformer."): value for key, value in values.items()}
+        numbers = [config.get("lora_alpha", 1), *(config.get("alpha_pattern") or {}).values()]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("an alpha is no number")
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise LoraError(f"{path.name}: its lora_adapter_metadata cannot be read ({error}). Export it again.") from error
+    return config
+
+
+def _complaint(group: _Group) -> str | None:
+    """What is wrong with the tensors of a layer by themselves."""
+    roles = set(group.keys) - {"alpha"}
+    w1 = "lokr_w1" in roles or {"lokr_w1_a", "lokr_w1_b"} <= roles
+    w2 = "lokr_w2" in roles or {"lokr_w2_a", "lokr_w2_b"} <= roles
+    loha = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+    whole = roles in ({"down", "up"}, loha) or (w1 and w2 and all(role.startswith("lokr") for role in roles))
+    if not whole:
+        return f"{group.stem} has {', '.join(sorted(group.keys.values())) or 'nothing'} alone"
+    flat = [role for role in roles if len(group.shapes[role]) != 2]
+    if flat:
+        return f"{group.keys[flat[0]]} is no matrix but {list(group.shapes[flat[0]])}"
+    if "alpha" in group.keys and math.prod(group.shapes["alpha"]) != 1:
+        return f"{group.keys['alpha']} is no number but {list(group.shapes['alpha'])}"
+    pairs = [("up", "down"), ("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"), ("hada_w1_a", "hada_w1_b"),
+             ("hada_w2_a", "hada_w2_b")]  # fmt: skip
+    for left, right in pairs:
+        if left in roles and group.shapes[left][1] != group.shapes[right][0]:
+            return f"{group.keys[left]} and {group.keys[right]} are of different rank"
+    if roles == loha and [group.shapes["hada_w1_a"][0], group.shapes["hada_w1_b"][1]] != [
+        group.shapes["hada_w2_a"][0], group.shapes["hada_w2_b"][1]
+    ]:  # fmt: skip
+        return f"the two factors of {group.stem} differ in shape"
+    return None
+
+
+def _shape(group: _Group) -> tuple[int, int]:
+    """Rows and columns of the delta."""
+    shapes = group.shapes
+    if "up" in shapes:
+        return shapes["up"][0], shapes["down"][1]
+    if "hada_w1_a" in shapes:
+        return shapes["hada_w1_a"][0], shapes["hada_w1_b"][1]
+    factors = [shapes.get(name) or (shapes[f"{name}_a"][0], shapes[f"{name}_b"][1]) for name in ("lokr_w1", "lokr_w2")]
+    return factors[0][0] * factors[1][0], factors[0][1] * factors[1][1]
+
+
+def _rank(group: _Group) -> int | None:
+    """The rank that alpha is divided by."""
+    for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+        if role in group.shapes:
+            return group.shapes[role][0]
+    return None
+
+
+def _delta(tensors: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> Delta:
+    """The delta of one layer. Products are formed in float32, and rounded once."""
+    full = {role: tensor.float() for role, tensor in tensors.items()}
+    if "up" in full:
+        return LowRank(full["down"].to(dtype), (full["up"] * scale).to(dtype))
+    if "hada_w1_a" in full:
+        a1, b1, a2, b2 = (full[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
+        rank, out, width = a1.shape[1] * a2.shape[1], a1.shape[0], b1.shape[1]
+        if rank * (out + width) >= out * width:
+            return Full(((a1 @ b1) * (a2 @ b2) * scale).to(dtype))
+        # (a1 b1) * (a2 b2), element by element, is of rank r1 r2: its factors are all products of a column of a1 and one
+        # of a2, and of a row of b1 and one of b2.
+        up = (a1[:, :, None] * a2[:, None, :]).flatten(1)
+        down = (b1[:, None, :] * b2[None, :, :]).flatten(0, 1)
+        return LowRank(down.to(dtype), (up * scale).to(dtype))
+    left, right = (
+        full[name] if name in full else full[f"{name}_a"] @ full[f"{name}_b"] for name in ("lokr_w1", "lokr_w2")
+    )
+    return Kronecker((left * scale).to(dtype), right.to(dtype))
+
+
+def _target(name: str, targets: Mapping[str, LoraTarget]) -> LoraTarget | None:
+    """The layer of a name, with whatever prefixes it has taken off."""
+    while name not in targets:
+        prefix = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            return None
+        name = name.removeprefix(prefix)
+    return targets[name]
+
+
+def _underscored(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _listed(items: Sequence[str], separator: str = ", ") -> str:
+    shown = separator.join(items[:4])
+    return shown if len(items) <= 4 else f"{shown} and {len(items) - 4} more"
