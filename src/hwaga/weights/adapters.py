@@ -92,7 +92,7 @@ class LinearAdapter:
 
     Attributes:
         down: ``[ranks, in]``: the ``down`` of every low-rank delta, one below the other, so that ``x`` is read once.
-        ups: for each of them: output rows, its part of the ranks, ``[out rows, rank]``.
+        ups: output rows, their part of the ranks, ``[out rows, rank]``; no rows occur twice, though they may overlap.
         others: output rows and delta.
     """
 
@@ -103,14 +103,19 @@ class LinearAdapter:
     @classmethod
     def of(cls, deltas: Iterable[tuple[slice, Delta]]) -> LinearAdapter:
         """One adapter of deltas, each with the output rows that it stands for."""
-        downs, ups, others, rank = [], [], [], 0
+        low_rank: dict[tuple[int, int], list[LowRank]] = {}
+        others = []
         for rows, delta in deltas:
             if isinstance(delta, LowRank):
-                downs.append(delta.down)
-                ups.append((rows, slice(rank, rank + len(delta.down)), delta.up))
-                rank += len(delta.down)
+                low_rank.setdefault((rows.start, rows.stop), []).append(delta)
             else:
                 others.append((rows, delta))
+        downs, ups, rank = [], [], 0
+        for (start, stop), found in sorted(low_rank.items()):
+            downs += [delta.down for delta in found]
+            up = torch.cat([delta.up for delta in found], dim=1)
+            ups.append((slice(start, stop), slice(rank, rank + up.shape[1]), up))
+            rank += up.shape[1]
         return cls(torch.cat(downs) if downs else None, tuple(ups), tuple(others))
 
     def deltas(self, weight: float) -> list[tuple[slice, Delta]]:
@@ -125,12 +130,20 @@ class LinearAdapter:
                 found.append((rows, Full(other.weight * weight)))
         return found
 
-    def add_to(self, out: Tensor, x: Tensor) -> None:
-        """Adds to the layer's output ``[tokens, out]`` in place."""
+    def write(self, out: Tensor, x: Tensor) -> None:
+        """Writes what is added for ``x`` over ``out``, ``[tokens, out]``."""
+        done = 0
         if self.down is not None:
             inner = F.linear(x, self.down)
             for rows, ranks, up in self.ups:
-                out[:, rows].addmm_(inner[:, ranks], up.t())
+                if rows.start < done:
+                    out[:, done : rows.stop].zero_()
+                    out[:, rows].addmm_(inner[:, ranks], up.t())
+                else:
+                    out[:, done : rows.start].zero_()
+                    torch.mm(inner[:, ranks], up.t(), out=out[:, rows])
+                done = max(done, rows.stop)
+        out[:, done:].zero_()
         for rows, other in self.others:
             out[:, rows] += other(x)
 
@@ -178,16 +191,22 @@ def adapted(sets: Sequence[Adapters | None], lengths: Sequence[int]) -> LinearCa
         else:
             runs.append((start, start + length, adapters))
         start += length
-    used = [(first, last, adapters.by_linear) for first, last, adapters in runs if adapters is not None]
-    if not used:
+    if all(adapters is None for _, _, adapters in runs):
         return plain
 
     def call(linear: nn.Linear, x: Tensor, /) -> Tensor:
-        out = cast(Tensor, linear(x))
-        for first, last, by_linear in used:
-            adapter = by_linear.get(linear)
-            if adapter is not None:
-                adapter.add_to(out[first:last], x[first:last])
-        return out
+        found = [(first, last, own.by_linear.get(linear) if own else None) for first, last, own in runs]
+        if all(adapter is None for _, _, adapter in found):
+            return plain(linear, x)
+        # What is added comes first, and the product with the weights is accumulated onto it: the sum then costs the product's
+        # own epilogue one read, where adding to its result would read and write all of that.
+        out = x.new_empty(x.shape[0], linear.out_features)
+        for first, last, adapter in found:
+            if adapter is None:
+                out[first:last].zero_()
+            else:
+                adapter.write(out[first:last], x[first:last])
+        out.addmm_(x, linear.weight.t())
+        return out if linear.bias is None else out.add_(linear.bias)
 
     return call
