@@ -24,6 +24,7 @@ from hwaga import (
     DeviceError,
     Engine,
     ImageRequest,
+    LoraError,
     ModelCard,
     PromptError,
     PromptTooLongError,
@@ -602,6 +603,95 @@ def test_interleaved_streams(tiny: Engine) -> None:
     assert [results[i] for i in range(len(streams))] == expected
 
 
+# Styles and LoRAs
+
+
+STYLED = [
+    ImageRequest("a red apple on a yellow background", style=style, seed=7, steps=4)
+    for style in ("realistic", "semi_realistic", "anime")
+]
+
+
+@pytest.fixture(scope="module")
+def mini() -> Iterator[Engine]:
+    with Engine.open("mini", device="cpu", dtype="float32") as engine:
+        yield engine
+
+
+def test_styles_in_one_batch_and_one_by_one_leave_the_base_as_it_was(mini: Engine) -> None:
+    plain = ImageRequest("a red apple on a yellow background", seed=7, steps=4)
+    before = mini.generate(plain)
+    alone = [mini.generate(request) for request in STYLED]
+    together = mini.generate_many([*STYLED, plain])
+    after = mini.generate(plain)
+    assert before.image.tobytes() == after.image.tobytes() == alone[0].image.tobytes()
+    assert [list(result.loras) for result in alone] == [[], ["line"], ["flat"]]
+    for one, same in zip([*alone, before], together, strict=True):
+        assert np.abs(np.asarray(one.image, int) - np.asarray(same.image, int)).max() <= 2
+    realistic, line, flat = (np.asarray(result.image, float) for result in alone)
+    assert min(np.abs(realistic - line).mean(), np.abs(realistic - flat).mean(), np.abs(line - flat).mean()) > 5
+    assert flat[120:150, 100:150].std(axis=(0, 1)).max() < 12, "the flat style is flat"
+    dark = (line.max(axis=2) < 60).mean()
+    assert dark > 0.02 > (realistic.max(axis=2) < 60).mean(), "the line style draws dark lines"
+
+
+def test_a_style_and_its_lora_by_name_are_the_same(mini: Engine) -> None:
+    by_style = mini.generate(STYLED[2])
+    by_name = mini.generate(ImageRequest(STYLED[2].prompt, loras=["flat"], seed=7, steps=4))
+    assert by_style.image.tobytes() == by_name.image.tobytes()
+    assert by_style.loras == by_name.loras
+    weaker = mini.generate(STYLED[2].replace(loras=["flat:0.4"]))
+    assert weaker.image.tobytes() != by_style.image.tobytes()
+    without = mini.generate(STYLED[2].replace(loras=["flat:0"]))
+    assert without.image.tobytes() == mini.generate(STYLED[0]).image.tobytes()
+
+
+def test_what_was_composed_is_in_the_request(mini: Engine) -> None:
+    asked = ImageRequest("웹툰 같은 케이크", style="auto", industry="auto", use="story", seed=1, steps=1)
+    resolved = mini.resolve(asked)
+    assert resolved.composed is not None
+    assert (resolved.composed.style, resolved.composed.industry) == ("anime", "bakery")
+    assert (resolved.width, resolved.height) == (192, 320), "the use chose the shape"
+    assert mini.resolve(asked.replace(aspect="4:3")).width == 288, "unless one was given"
+    assert any("웹툰" in note for note in resolved.composed.notes)
+    assert resolved.prompt == asked.prompt
+    assert mini.generate(resolved).image.tobytes() == mini.generate(asked).image.tobytes()
+
+
+def test_a_composed_request_needs_no_pack(mini: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolved = mini.resolve(STYLED[2])
+    expected = mini.generate(resolved).image.tobytes()
+
+    def gone(*arguments: Any, **others: Any) -> None:
+        pytest.fail("the packs were asked")
+
+    monkeypatch.setattr("hwaga.engine.compose", gone)
+    assert mini.generate(resolved).image.tobytes() == expected
+
+
+def test_the_packs_wording_reaches_a_model_that_reads_it(tiny: Engine) -> None:
+    resolved = tiny.resolve(ImageRequest("라떼 한 잔", style="watercolor", industry="cafe", avoid=["text"]))
+    assert resolved.model_prompt.startswith("라떼 한 잔. ")
+    assert "watercolour" in resolved.model_prompt
+    assert resolved.model_prompt.endswith("free of lettering.")
+    result = tiny.generate(resolved)
+    assert result.tokens > 60
+    assert (
+        tiny.generate(ImageRequest(resolved.model_prompt, seed=result.seed)).image.tobytes() == result.image.tobytes()
+    )
+
+
+def test_loras_take_no_memory_but_their_own(mini: Engine) -> None:
+    cache = cast(ZImageModel, mini._model).loras
+    for request in STYLED:
+        mini.generate(request)
+    held = cache.nbytes
+    assert 0 < held < 16 * 2**20
+    for request in STYLED * 2:
+        mini.generate(request)
+    assert cache.nbytes == held
+
+
 # Refusals: before any work is done
 
 
@@ -615,6 +705,29 @@ def idle(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> Engine:
     for name in ("encode_prompts", "encode_pixels", "derivative", "decode_latents"):
         monkeypatch.setattr(model_of(tiny), name, work)
     return tiny
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"loras": ["nothing"]}, "There is no LoRA 'nothing'"),
+        ({"style": "anme"}, "Did you mean anime"),
+        ({"industry": "spaceport"}, "There is no industry 'spaceport'"),
+        ({"use": "stamp"}, "stamp"),
+        ({"avoid": [" "]}, "nothing to avoid"),
+    ],
+)
+def test_words_that_mean_nothing(idle: Engine, asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        idle.generate(ImageRequest("a cat", **asked))
+
+
+def test_a_lora_of_another_model(idle: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idle, "settings", Settings(data_dir=str(tmp_path)))
+    idle.settings.loras.mkdir()
+    shutil.copy(MINI / "loras/flat.safetensors", idle.settings.loras / "flat.safetensors")
+    with pytest.raises(LoraError, match=r"flat.safetensors was made for another model: .* and the layer is 64 x 64"):
+        idle.generate(ImageRequest("a cat", loras=["flat"]))
 
 
 SOURCE = picture(64, 64)

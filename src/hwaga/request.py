@@ -50,11 +50,12 @@ class LoraUse:
     @classmethod
     def parse(cls, text: str) -> LoraUse:
         """Reads "NAME" or "NAME:WEIGHT"."""
-        name, colon, weight = text.partition(":")
+        name, colon, number = text.partition(":")
         try:
-            return cls(name, float(weight) if colon else 1.0)
+            weight = float(number) if colon else 1.0
         except ValueError:
             raise LoraError(f"A LoRA is given as NAME or NAME:WEIGHT, as in flat:0.8, not {text!r}.") from None
+        return cls(name, weight)
 
 
 @dataclass(frozen=True)

@@ -95,3 +95,18 @@ def test_other_weights_of_the_same_name_are_told(hwaga: Command) -> None:
     again = hwaga("show", "fox.png", "--rerun", "--model", "mini")
     assert again.code == 1
     assert "Not identical" in again.err
+
+
+@pytest.mark.parametrize("change", [{"loras": 3}, {"request": {"prompt": "x", "loras": 3}},
+                                    {"request": {"prompt": "x", "composed": [1]}}])  # fmt: skip
+def test_loras_of_a_strange_form_are_refused(hwaga: Command, change: dict[str, Any]) -> None:
+    made = {
+        "version": "0",
+        "model": "mini",
+        "weights": "0",
+        "device": "cpu",
+        "dtype": "float32",
+        "request": {"prompt": "x"},
+    }
+    Path("odd.png").write_bytes(encode(Image.new("RGB", (8, 8)), "png", made_with={**made, **change}, parameters=""))
+    assert "are damaged" in hwaga.refused("show", "odd.png")

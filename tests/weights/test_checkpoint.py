@@ -482,7 +482,7 @@ def editable(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def open_family(folder: Path) -> object:
-    return ZImage().open(folder, device=CPU, dtype=torch.float32)
+    return ZImage().open(folder, device=CPU, dtype=torch.float32, lora_bytes=0)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

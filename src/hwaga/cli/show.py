@@ -76,6 +76,8 @@ def _checked(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
         raise ImageFileError(f"The settings in {file} are not those of a picture. Give the picture as it was made.")
     words = {name: request[name] for name in ("composed", "loras") if name in request} if request else {}
     try:
+        if not isinstance(settings.get("loras", {}), dict):
+            raise RequestError("its LoRAs are no table.")
         ImageRequest.from_json({"prompt": "any", **words})
     except RequestError as error:
         raise ImageFileError(f"The settings in {file} are damaged: {error}") from error

@@ -95,7 +95,7 @@ class ZImageModel:
             for sigma in torch.cat(sigmas).unique(sorted=True).tolist():
                 rows[own, sigma] = len(rows)
         # Time as the reference computes it, in float32: thousandths, counted from noise to picture.
-        times = (1000 - torch.tensor([sigma for _, sigma in rows], device="cpu") * 1000) / 1000
+        times = (1000 - torch.tensor([sigma for _, sigma in rows], dtype=torch.float32, device="cpu") * 1000) / 1000
         modulation = self.transformer.modulate(times.to(self.transformer.device), [own for own, _ in rows])
         packed: tuple[Sequence[int], Pack] | None = None
 
