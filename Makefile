@@ -23,13 +23,15 @@ help: ## Show this list
 
 install: $(DEV) ## Make .venv with everything: Hwaga (editable), its extras, the developer's tools
 
-demo: $(RUNTIME) ## Make two pictures with the bundled model, from an English and a Korean prompt
+demo: $(RUNTIME) ## Make pictures with the bundled model: from English, from Korean, and one prompt in three styles
 	@mkdir -p demo
 	$(BIN)/hwaga text2image "a red apple on a yellow background" --model mini --seed 7 -o demo/red-apple.png
 	$(BIN)/hwaga text2image "파란 배경의 고양이" --model mini --seed 7 -o demo/blue-cat.png
+	$(BIN)/python examples/style_sheet.py demo/three-styles.png "a red apple on a yellow background" --seed 7
 	@echo
 	@echo "Open them: $(CURDIR)/demo/red-apple.png"
 	@echo "           $(CURDIR)/demo/blue-cat.png"
+	@echo "           $(CURDIR)/demo/three-styles.png (realistic, semi_realistic, anime)"
 
 test: $(DEV) ## Run the tests (offline, on the CPU)
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)

@@ -612,12 +612,6 @@ STYLED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def mini() -> Iterator[Engine]:
-    with Engine.open("mini", device="cpu", dtype="float32") as engine:
-        yield engine
-
-
 def test_styles_in_one_batch_and_one_by_one_leave_the_base_as_it_was(mini: Engine) -> None:
     plain = ImageRequest("a red apple on a yellow background", seed=7, steps=4)
     before = mini.generate(plain)
