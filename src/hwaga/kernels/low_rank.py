@@ -26,7 +26,7 @@ MOST_RANKS = 128
 
 
 @triton.jit
-def _down_kernel(
+def _down_kernel(  # type: ignore[no-untyped-def]
     x, down, inner, tokens, width, ranks, x_stride,
     BLOCK_T: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -46,7 +46,7 @@ def _down_kernel(
 
 
 @triton.jit
-def _up_kernel(
+def _up_kernel(  # type: ignore[no-untyped-def]
     inner, up, first_ranks, out, tokens, ranks, rank, rows, out_stride,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
