@@ -9,9 +9,6 @@ import os
 
 from hypothesis import settings
 
-# Triton's kernels run on the CPU, by its interpreter: it is asked for before any of them is made.
-os.environ["TRITON_INTERPRET"] = "1"
-
 # Nothing may reach for the network: a test that needs a file makes it or ships it.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

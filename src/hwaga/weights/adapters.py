@@ -6,10 +6,9 @@ gives one that adds, to the rows of each picture of a batch, what that picture's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,13 +94,11 @@ class LinearAdapter:
         down: ``[ranks, in]``: the ``down`` of every low-rank delta, one below the other, so that ``x`` is read once.
         ups: output rows, their part of the ranks, ``[out rows, rank]``; no rows occur twice, though they may overlap.
         others: output rows and delta.
-        product: writes all of ``ups`` at once, given ``x`` and ``out``, where a kernel can.
     """
 
     down: Tensor | None
     ups: tuple[tuple[slice, slice, Tensor], ...]
     others: tuple[tuple[slice, Kronecker | Full], ...]
-    product: Callable[[Tensor, Tensor], None] | None = None
 
     @classmethod
     def of(cls, deltas: Iterable[tuple[slice, Delta]]) -> LinearAdapter:
@@ -119,15 +116,7 @@ class LinearAdapter:
             up = torch.cat([delta.up for delta in found], dim=1)
             ups.append((slice(start, stop), slice(rank, rank + up.shape[1]), up))
             rank += up.shape[1]
-        if not downs:
-            return cls(None, (), tuple(others))
-        down, product = torch.cat(downs), None
-        if len({up.shape[1] for _, _, up in ups}) == 1:
-            stacked = torch.cat([up for _, _, up in ups])
-            pieces = stacked.split([len(up) for _, _, up in ups])
-            ups = [(rows, ranks, piece) for (rows, ranks, _), piece in zip(ups, pieces, strict=True)]
-            product = _product(down, stacked, ups)
-        return cls(down, tuple(ups), tuple(others), product)
+        return cls(torch.cat(downs) if downs else None, tuple(ups), tuple(others))
 
     def deltas(self, weight: float) -> list[tuple[slice, Delta]]:
         """The deltas again, scaled."""
@@ -144,10 +133,7 @@ class LinearAdapter:
     def write(self, out: Tensor, x: Tensor) -> None:
         """Writes what is added for ``x`` over ``out``, ``[tokens, out]``."""
         done = 0
-        if self.product is not None and self.ups[-1][0].stop == out.shape[1]:
-            self.product(x, out)
-            done = out.shape[1]
-        elif self.down is not None:
+        if self.down is not None:
             inner = F.linear(x, self.down)
             for rows, ranks, up in self.ups:
                 if rows.start < done:
@@ -167,28 +153,6 @@ class LinearAdapter:
         for _, other in self.others:
             held += [other.left, other.right] if isinstance(other, Kronecker) else [other.weight]
         return held
-
-
-def _product(
-    down: Tensor, stacked: Tensor, ups: Sequence[tuple[slice, slice, Tensor]]
-) -> Callable[[Tensor, Tensor], None] | None:
-    """The kernel for ups that lie row by row without gaps; None for others, and where there is no kernel."""
-    starts, stops = [rows.start for rows, _, _ in ups], [rows.stop for rows, _, _ in ups]
-    kernel = _kernel(down.device)
-    if kernel is None or down.dtype not in kernel.DTYPES or starts != [0, *stops[:-1]]:
-        return None
-    table = kernel.first_ranks([(len(up), ranks.start) for _, ranks, up in ups], down.device)
-    return None if table is None else lambda x, out: kernel.low_rank(x, down, stacked, table, out)
-
-
-def _kernel(device: torch.device) -> Any:
-    """The module with the kernel, imported where there is a device for it: Triton takes a while to import."""
-    if device.type != "cuda":
-        return None
-    try:
-        return import_module("hwaga.kernels.low_rank")
-    except ImportError:  # a torch without Triton: plain products do
-        return None
 
 
 @dataclass(frozen=True, eq=False)
