@@ -1,7 +1,7 @@
 """Draws prompts in each style of a model, side by side: a row for each prompt, a column for each style.
 
-    python examples/style_sheet.py docs/images/styles.webp --columns 2
-    python examples/style_sheet.py sheet.png "a cup of coffee" "파란 배경의 고양이" --model mini --seed 7
+python examples/style_sheet.py docs/images/styles.webp --columns 2
+python examples/style_sheet.py sheet.png "a cup of coffee" "파란 배경의 고양이" --model mini --seed 7
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ DELTAS: Sequence[Delta] = [
 def test_deltas_on_some_rows(weight: float) -> None:
     linear = nn.Linear(12, 18)
     places = [slice(0, 6), slice(6, 12), slice(12, 18)] * 2
-    adapter = LinearAdapter.of(zip(places, DELTAS, strict=True))
-    scaled = LinearAdapter.of(adapter.deltas(weight))
+    adapter = LinearAdapter.of(zip(places, DELTAS, strict=True), 18)
+    scaled = LinearAdapter.combined([(adapter, weight)])
     x = random(5, 12)
     wanted = linear.weight.detach().clone()
     for rows, delta in zip(places, DELTAS, strict=True):
@@ -59,7 +59,7 @@ def test_rows_without_a_delta_and_rows_with_several(places: list[tuple[int, int]
         wanted[rows] += matrix(delta)
     x = random(5, 12)
     with torch.no_grad():
-        out = adapted([Adapters({linear: LinearAdapter.of(deltas)})], [5])(linear, x)
+        out = adapted([Adapters({linear: LinearAdapter.of(deltas, 18)})], [5])(linear, x)
     torch.testing.assert_close(out, x @ wanted.T, atol=1e-5, rtol=1e-5)
 
 
@@ -72,11 +72,7 @@ def test_each_run_gets_its_own_and_neighbours_are_computed_together() -> None:
             calls.append(len(x))
             super().write(out, x)
 
-    first, second = (
-        Adapters({linear: Counted(delta.down, ((slice(0, 6), slice(0, len(delta.down)), delta.up),), ())})
-        for delta in DELTAS[:2]
-        if isinstance(delta, LowRank)
-    )
+    first, second = (Adapters({linear: Counted(delta, ())}) for delta in DELTAS[:2] if isinstance(delta, LowRank))
     x = random(10, 12)
     with torch.no_grad():
         call = adapted([None, first, first, second, None], [1, 2, 3, 3, 1])
@@ -91,9 +87,12 @@ def test_each_run_gets_its_own_and_neighbours_are_computed_together() -> None:
 
 def test_combining_keeps_the_parts_as_they_are() -> None:
     linear, other = nn.Linear(12, 6), nn.Linear(12, 6)
-    first = Adapters({linear: LinearAdapter.of([(slice(0, 6), DELTAS[0])])})
+    first = Adapters({linear: LinearAdapter.of([(slice(0, 6), DELTAS[0])], 6)})
     second = Adapters(
-        {linear: LinearAdapter.of([(slice(0, 6), DELTAS[1])]), other: LinearAdapter.of([(slice(0, 6), DELTAS[2])])}
+        {
+            linear: LinearAdapter.of([(slice(0, 6), DELTAS[1])], 6),
+            other: LinearAdapter.of([(slice(0, 6), DELTAS[2])], 6),
+        }
     )
     before = [tensor.clone() for tensor in first.by_linear[linear].tensors()]
     both = Adapters.combined([(first, 2.0), (second, 0.5)])

@@ -59,6 +59,9 @@ class Kronecker:
     def shape(self) -> tuple[int, int]:
         return self.left.shape[0] * self.right.shape[0], self.left.shape[1] * self.right.shape[1]
 
+    def scaled(self, weight: float) -> Kronecker:
+        return Kronecker(self.left * weight, self.right)
+
     def __call__(self, x: Tensor) -> Tensor:
         inner = F.linear(x.unflatten(-1, (self.left.shape[1], self.right.shape[1])), self.right)
         return (self.left @ inner).flatten(-2)
@@ -78,6 +81,9 @@ class Full:
     def shape(self) -> tuple[int, int]:
         return self.weight.shape[0], self.weight.shape[1]
 
+    def scaled(self, weight: float) -> Full:
+        return Full(self.weight * weight)
+
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
 
@@ -91,68 +97,59 @@ class LinearAdapter:
     """All that is added to one linear layer.
 
     Attributes:
-        down: ``[ranks, in]``: the ``down`` of every low-rank delta, one below the other, so that ``x`` is read once.
-        ups: output rows, their part of the ranks, ``[out rows, rank]``; no rows occur twice, though they may overlap.
+        low_rank: every low-rank delta as one, of all their ranks together: an ``up`` holds zeros outside of the rows that it
+            stands for. Two products of a quick shape are worth more than those zeros, which are few beside the weights.
         others: output rows and delta.
     """
 
-    down: Tensor | None
-    ups: tuple[tuple[slice, slice, Tensor], ...]
+    low_rank: LowRank | None
     others: tuple[tuple[slice, Kronecker | Full], ...]
 
     @classmethod
-    def of(cls, deltas: Iterable[tuple[slice, Delta]]) -> LinearAdapter:
-        """One adapter of deltas, each with the output rows that it stands for."""
-        low_rank: dict[tuple[int, int], list[LowRank]] = {}
-        others = []
-        for rows, delta in deltas:
-            if isinstance(delta, LowRank):
-                low_rank.setdefault((rows.start, rows.stop), []).append(delta)
-            else:
-                others.append((rows, delta))
-        downs, ups, rank = [], [], 0
-        for (start, stop), found in sorted(low_rank.items()):
-            downs += [delta.down for delta in found]
-            up = torch.cat([delta.up for delta in found], dim=1)
-            ups.append((slice(start, stop), slice(rank, rank + up.shape[1]), up))
-            rank += up.shape[1]
-        return cls(torch.cat(downs) if downs else None, tuple(ups), tuple(others))
+    def of(cls, deltas: Iterable[tuple[slice, Delta]], rows: int) -> LinearAdapter:
+        """One adapter of deltas, each with the output rows that it stands for.
 
-    def deltas(self, weight: float) -> list[tuple[slice, Delta]]:
-        """The deltas again, scaled."""
-        found: list[tuple[slice, Delta]] = []
-        if self.down is not None:
-            found += [(rows, LowRank(self.down[ranks], up * weight)) for rows, ranks, up in self.ups]
-        for rows, other in self.others:
-            if isinstance(other, Kronecker):
-                found.append((rows, Kronecker(other.left * weight, other.right)))
+        Args:
+            rows: of the whole layer.
+        """
+        low_rank, others = list[LowRank](), []
+        for place, delta in deltas:
+            if isinstance(delta, LowRank):
+                up = delta.up.new_zeros(rows, delta.up.shape[1])
+                up[place] = delta.up
+                low_rank.append(LowRank(delta.down, up))
             else:
-                found.append((rows, Full(other.weight * weight)))
-        return found
+                others.append((place, delta))
+        return cls(_joined(low_rank), tuple(others))
+
+    @classmethod
+    def combined(cls, parts: Sequence[tuple[LinearAdapter, float]]) -> LinearAdapter:
+        """Several adapters of one layer, each with a weight."""
+        low_rank = [LowRank(part.low_rank.down, part.low_rank.up * weight) for part, weight in parts if part.low_rank]
+        others = tuple((place, delta.scaled(weight)) for part, weight in parts for place, delta in part.others)
+        return cls(_joined(low_rank), others)
 
     def write(self, out: Tensor, x: Tensor) -> None:
         """Writes what is added for ``x`` over ``out``, ``[tokens, out]``."""
-        done = 0
-        if self.down is not None:
-            inner = F.linear(x, self.down)
-            for rows, ranks, up in self.ups:
-                if rows.start < done:
-                    out[:, done : rows.stop].zero_()
-                    out[:, rows].addmm_(inner[:, ranks], up.t())
-                else:
-                    out[:, done : rows.start].zero_()
-                    torch.mm(inner[:, ranks], up.t(), out=out[:, rows])
-                done = max(done, rows.stop)
-        out[:, done:].zero_()
-        for rows, other in self.others:
-            out[:, rows] += other(x)
+        if self.low_rank is None:
+            out.zero_()
+        else:
+            torch.mm(F.linear(x, self.low_rank.down), self.low_rank.up.t(), out=out)
+        for place, delta in self.others:
+            out[:, place] += delta(x)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that is held."""
-        held = [] if self.down is None else [self.down, *(up for _, _, up in self.ups)]
+        held = [] if self.low_rank is None else [self.low_rank.down, self.low_rank.up]
         for _, other in self.others:
             held += [other.left, other.right] if isinstance(other, Kronecker) else [other.weight]
         return held
+
+
+def _joined(low_rank: Sequence[LowRank]) -> LowRank | None:
+    if not low_rank:
+        return None
+    return LowRank(torch.cat([each.down for each in low_rank]), torch.cat([each.up for each in low_rank], dim=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,11 +166,11 @@ class Adapters:
     @classmethod
     def combined(cls, parts: Sequence[tuple[Adapters, float]]) -> Adapters:
         """Several sets as one, each with a weight."""
-        deltas: dict[nn.Linear, list[tuple[slice, Delta]]] = {}
+        by_linear: dict[nn.Linear, list[tuple[LinearAdapter, float]]] = {}
         for adapters, weight in parts:
             for linear, adapter in adapters.by_linear.items():
-                deltas.setdefault(linear, []).extend(adapter.deltas(weight))
-        return cls({linear: LinearAdapter.of(found) for linear, found in deltas.items()})
+                by_linear.setdefault(linear, []).append((adapter, weight))
+        return cls({linear: LinearAdapter.combined(found) for linear, found in by_linear.items()})
 
 
 def adapted(sets: Sequence[Adapters | None], lengths: Sequence[int]) -> LinearCall:

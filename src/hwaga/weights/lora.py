@@ -224,7 +224,7 @@ class LoraFile:
         if not torch.stack(list(finite.values())).all():  # one wait for the device, not one for each tensor
             bad = [key for key, fine in finite.items() if not fine]
             raise LoraError(f"{self.path.name}: {_listed(bad)} holds NaN or infinity. The file is damaged.")
-        return Adapters({linear: LinearAdapter.of(found) for linear, found in deltas.items()})
+        return Adapters({linear: LinearAdapter.of(found, linear.out_features) for linear, found in deltas.items()})
 
     def _scale(self, group: _Group, tensors: Mapping[str, Tensor]) -> float:
         """What the delta is multiplied with: alpha / rank, 1 where there is no alpha."""
