@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,9 +16,10 @@ from hwaga.cards import find_card
 from hwaga.cli.console import gibibytes, print_json, print_result, progress_bar, say
 from hwaga.errors import DownloadError
 from hwaga.settings import Settings
-from hwaga.weights.download import Plan, fetch, make_plan
-from hwaga.weights.hub import Hub
 from hwaga.weights.verified import Verified
+
+if TYPE_CHECKING:
+    from hwaga.weights.download import Plan
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -43,6 +44,9 @@ def download(
     names = [name.strip() for name in parts.split(",") if name.strip()] if parts is not None else []
     if parts is not None and not names:
         raise DownloadError("--parts names no part. Leave it out for all of them.")
+    from hwaga.weights.download import fetch, make_plan  # bring urllib and ssl, which `hwaga --help` need not wait for
+    from hwaga.weights.hub import Hub
+
     try:
         hub = Hub.from_environment()
         plan = make_plan(card, hub, folder=to, parts=names, revision=revision)
