@@ -319,7 +319,7 @@ class _Fetching:
         claim_at = time.monotonic() + CLAIM_EVERY
         patience = Patience(ATTEMPTS)
         complete = False
-        while position < end and not self.stop.is_set():
+        while position < end and epoch == target.epoch and not self.stop.is_set():
             chunks = self.hub.stream(self.plan.repo, self.plan.commit, remote, position, end, whole=whole)
             try:
                 with closing(chunks):
