@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config
 
 from hwaga import CardError, CheckpointError, Engine, ModelCard, SizeError, UnknownModelError
-from hwaga.cards import ASSETS, Limits, Part, built_in_cards, find_card
+from hwaga.cards import ASSETS, Download, Limits, Part, built_in_cards, find_card
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.family import ZImageModel
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
@@ -288,6 +288,56 @@ def test_wrong_preview(tmp_path: Path, rows: list[Any]) -> None:
 def test_whole_numbers_in_a_preview(tmp_path: Path) -> None:
     card = ModelCard.read(card_file(tmp_path, {**WHOLE, "preview": [[1, 0, 0.5], [0, 0, 0]]}))
     assert card.preview == ((1.0, 0.0, 0.5), (0.0, 0.0, 0.0))
+
+
+PIN = 32 * "0a"
+DOWNLOAD: Values = {"repo": "owner/model-1.0", "include": ["vae/*"], "parts": {"vae": ["vae/*"]}}
+
+
+def with_download(**changes: Any) -> Values:
+    return {**WHOLE, "download": {key: value for key, value in {**DOWNLOAD, **changes}.items() if value is not None}}
+
+
+def test_where_a_model_is_fetched_from(tmp_path: Path) -> None:
+    card = ModelCard.read(card_file(tmp_path, with_download(sha256={"vae/a.safetensors": PIN})))
+    assert card.download == Download(
+        "owner/model-1.0", "main", ("vae/*",), {"vae": ("vae/*",)}, {"vae/a.safetensors": PIN}
+    )
+    assert ModelCard.read(card_file(tmp_path, WHOLE)).download is None
+    assert MINI.download is None
+    assert TURBO.download is not None
+    assert (TURBO.download.repo, TURBO.download.revision) == ("Tongyi-MAI/Z-Image-Turbo", "main")
+    assert set(TURBO.download.parts) == set(TURBO.parts)
+    with pytest.raises(TypeError):
+        TURBO.download.parts["new"] = ()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"repo": None}, "download.repo is missing"),
+        ({"include": None}, "download.include is missing"),
+        ({"mirror": "x"}, "download.mirror is not a key of a model card"),
+        ({"revision": 3}, "download.revision must be of type str"),
+        ({"revision": ""}, "download.revision is empty"),
+        *[
+            ({"repo": repo}, "download.repo must be owner/name")
+            for repo in ("model", "a/b/c", "../b", "a/..", "a /b", "")
+        ],
+        *[({"include": value}, "download.include must be a list of patterns") for value in ([], [3], [""])],
+        ({"include": "vae/*"}, "download.include must be of type list"),
+        ({"parts": {"vae": []}}, "download.parts.vae must be a list of patterns"),
+        ({"parts": {"unet": ["unet/*"]}}, "download.parts.unet is none of the model's parts. They are vae."),
+        *[
+            ({"sha256": {"a": pin}}, "download.sha256.a must be 64 hexadecimal")
+            for pin in ("", "0a", 64 * "A", 65 * "0")
+        ],
+        ({"sha256": {"a": 3}}, "download.sha256.a must be of type str"),
+    ],
+    ids=str,
+)
+def test_wrong_download(tmp_path: Path, changes: Values, says: str) -> None:
+    assert says in refusal(card_file(tmp_path, with_download(**changes)))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -82,6 +83,25 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Download:
+    """Where a model's files are fetched from, and which of them.
+
+    Attributes:
+        repo: owner and name on the hub.
+        revision: a branch, a tag or a commit.
+        include: patterns of the files that make up the model; ``*`` stands for any characters, also a slash.
+        parts: the patterns of each part's files, by the part's name. Files of no part belong to all of them.
+        sha256: what files must have, by path, where the card's author knows better than to ask the hub.
+    """
+
+    repo: str
+    revision: str
+    include: tuple[str, ...]
+    parts: Mapping[str, tuple[str, ...]]
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a model is.
 
@@ -94,6 +114,7 @@ class ModelCard:
         aspects: sizes (width, height) by the name of the shape; the first one is the default.
         parts: its networks by name.
         styles: its styles by name.
+        download: where its files are fetched from, or None where there is no such place.
         preview: factors from latents to small RGB pictures, ``[channels + 1][3]`` with the offset last; or None.
         own_words_only: the packs' wording is beyond this model, and left out.
     """
@@ -109,6 +130,7 @@ class ModelCard:
     limits: Limits
     parts: Mapping[str, Part]
     styles: Mapping[str, Style] = field(default_factory=lambda: MappingProxyType({}))
+    download: Download | None = None
     preview: tuple[tuple[float, ...], ...] | None = None
     own_words_only: bool = False
 
@@ -245,7 +267,7 @@ def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
     folder = folder.resolve()
     return replace(
         like, name=folder.name, family=FAMILY_OF_PIPELINE[pipeline], title=folder.name, license="", source="",
-        folder=folder, styles=MappingProxyType({}), preview=None, own_words_only=False,
+        folder=folder, styles=MappingProxyType({}), download=None, preview=None, own_words_only=False,
     )  # fmt: skip
 
 
@@ -297,10 +319,14 @@ def _card(table: _Table, folder: Path) -> ModelCard:
         limits=limits,
         parts=MappingProxyType({name: _part(part) for name, part in table.table("parts").tables().items()}),
         styles=MappingProxyType({name: _style(style) for name, style in table.table("styles", {}).tables().items()}),
+        download=_download(table.table("download")) if "download" in table.values else None,
         preview=_preview(table.get("preview", list, [])),
         own_words_only=table.get("own_words_only", bool, False),
     )
     table.close()
+    for part in card.download.parts if card.download else ():
+        if part not in card.parts:
+            raise CardError(f"download.parts.{part} is none of the model's parts. They are {', '.join(card.parts)}.")
     for name, (width, height) in card.aspects.items():
         try:
             card.check_size(width, height)
@@ -358,6 +384,33 @@ def _style(table: _Table) -> Style:
         raise CardError(f"{table.where}lora must lie below the card's folder, not at {style.lora!r}.")
     table.close()
     return style
+
+
+def _download(table: _Table) -> Download:
+    parts, pins = table.table("parts", {}), table.table("sha256", {})
+    download = Download(
+        repo=table.get("repo", str),
+        revision=table.get("revision", str, "main"),
+        include=_patterns(table, "include"),
+        parts=MappingProxyType({name: _patterns(parts, name) for name in parts.values}),
+        sha256=MappingProxyType({path: pins.get(path, str) for path in pins.values}),
+    )
+    table.close()
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", download.repo, re.ASCII):
+        raise CardError(f"download.repo must be owner/name, not {download.repo!r}.")
+    if not download.revision:
+        raise CardError("download.revision is empty; leave it out for the newest files.")
+    for path, digest in download.sha256.items():
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise CardError(f"download.sha256.{path} must be 64 hexadecimal digits in small letters, not {digest!r}.")
+    return download
+
+
+def _patterns(table: _Table, key: str) -> tuple[str, ...]:
+    patterns = table.get(key, list)
+    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise CardError(f'{table.where}{key} must be a list of patterns such as ["vae/*"], not {patterns!r}.')
+    return tuple(patterns)
 
 
 def _preview(rows: list[Any]) -> tuple[tuple[float, ...], ...] | None:

@@ -30,6 +30,7 @@ from hwaga.sampling.euler import euler
 from hwaga.settings import Settings
 from hwaga.weights.checkpoint import file_digest
 from hwaga.weights.lora import LoraFile
+from hwaga.weights.verified import Verified
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,14 @@ class Engine:
         if not card.present:
             raise CheckpointError(
                 f"{card.name} is not on this machine: {card.folder} holds no model. "
-                f"Fetch {card.source} into that folder, or give the folder that holds it as the model."
+                + (f"`hwaga download {card.name}` fetches {card.source}; " if card.download else "")
+                + "a folder that holds it can be given as the model too."
+            )
+        marker = Verified.read(card.folder)
+        if marker is not None and marker.missing:
+            raise CheckpointError(
+                f"{card.name} is only partly on this machine: {marker.missing[0]} is missing or damaged in {card.folder}. "
+                f"`hwaga download {card.name}` fetches what is, or add --to with that folder."
             )
         with _memory_refused(chosen_device):
             opened = find_family(card.family).open(

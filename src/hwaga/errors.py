@@ -15,6 +15,10 @@ is. The command line ends with exit code 2 on any of them.
     │   ├── UnknownModelError     no card and no folder of that name
     │   ├── CardError             a model card that is not valid
     │   └── CheckpointError       weights missing, damaged or of another shape
+    ├── DownloadError             a model cannot be fetched, or what was fetched cannot be kept
+    │   ├── HubError              the hub cannot be reached, or does not give the files out
+    │   ├── DamagedFileError      a file is not the one that the hub announced
+    │   └── DiskSpaceError        the disk is too small
     ├── DeviceError               a device or number format that this machine does not have
     ├── PackError                 a prompt pack that is not valid
     ├── DeviceMemoryError         the device ran out of memory
@@ -83,6 +87,22 @@ class CardError(ModelError):
 
 class CheckpointError(ModelError):
     """Weights are missing, damaged, or not those of the network that the configuration describes."""
+
+
+class DownloadError(HwagaError):
+    """A model cannot be fetched, or what was fetched cannot be kept."""
+
+
+class HubError(DownloadError):
+    """The hub cannot be reached, or does not give the files out."""
+
+
+class DamagedFileError(DownloadError):
+    """A file is not the one that the hub announced."""
+
+
+class DiskSpaceError(DownloadError):
+    """The disk is too small for what is to be fetched."""
 
 
 class DeviceError(HwagaError):

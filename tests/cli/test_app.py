@@ -11,7 +11,7 @@ def test_version(hwaga: Command) -> None:
 
 def test_no_command_shows_the_commands(hwaga: Command) -> None:
     shown = hwaga()
-    for name in ("text2image", "image2image", "prompt", "styles", "industries", "show", "models", "doctor"):
+    for name in ("text2image", "image2image", "prompt", "styles", "industries", "show", "models", "download", "doctor"):
         assert name in shown.out
 
 

@@ -8,6 +8,7 @@ import typer
 
 from hwaga.cli.console import print_result
 from hwaga.cli.doctor import doctor
+from hwaga.cli.download import download
 from hwaga.cli.generate import image2image, text2image
 from hwaga.cli.lora import lora
 from hwaga.cli.models import models
@@ -39,6 +40,7 @@ def _main(
     pass
 
 
-for command in (text2image, image2image, prompt, styles, industries, show, models, doctor):
+for command in (text2image, image2image, prompt, styles, industries, show, download, doctor):
     app.command()(command)
 app.add_typer(lora)
+app.add_typer(models, name="models")

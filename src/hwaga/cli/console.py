@@ -9,7 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.text import Text
 
 GIB = 2**30
@@ -55,13 +65,25 @@ class Bar:
         """Says what is being done and how much of it is."""
         self._progress.update(self._task, description=subject, completed=done, total=total)
 
+    def begin(self, subject: str, done: float, total: float | None) -> None:
+        """The same for a new subject, whose rate counts from here."""
+        self._progress.reset(self._task, description=subject, completed=int(done), total=total)
+
 
 @contextmanager
-def progress_bar() -> Iterator[Bar]:
-    """A live bar on a terminal and nothing in a pipe; it is gone when the work is done."""
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+def progress_bar(*, transfer: bool = False) -> Iterator[Bar]:
+    """A live bar on a terminal and nothing in a pipe; it is gone when the work is done.
+
+    Args:
+        transfer: what is counted are bytes: show them, their rate and the time left.
+    """
+    columns: tuple[ProgressColumn, ...] = (TaskProgressColumn(), TimeElapsedColumn())
+    if transfer:
+        columns = (DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
     # Standard output is the caller's: rich would otherwise send it to the terminal while the bar is up.
     with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
         *columns,
         console=Console(stderr=True),
         transient=True,

@@ -113,7 +113,8 @@ def _models(settings: Settings) -> list[Finding]:
         if card.present:
             findings.append(_verdict(card))
         else:
-            findings.append(Finding(card.name, None, f"not on this machine; it would lie in {card.folder}"))
+            remedy = f"`hwaga download {card.name}` fetches it to {card.folder}"
+            findings.append(Finding(card.name, None, f"not on this machine; {remedy}"))
     return findings
 
 
@@ -144,4 +145,8 @@ def _default(settings: Settings) -> Finding:
     except HwagaError as error:
         return Finding("default", False, str(error))
     text = f"{card.name} on {device} in {str(dtype).removeprefix('torch.')}"
-    return Finding("default", card.present, text if card.present else f"{card.name} is not on this machine")
+    return Finding(
+        "default",
+        card.present,
+        text if card.present else f"{card.name} is not on this machine: hwaga download {card.name}",
+    )

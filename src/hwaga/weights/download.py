@@ -1,0 +1,514 @@
+"""Fetching a model: a plan of files and hashes first, then byte ranges over several connections.
+
+What has arrived is not asked for again: a killed process or a lost machine costs the last second. A file gets its own name once
+its hash is that of the plan.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from hwaga.cards import Download, ModelCard
+from hwaga.errors import DamagedFileError, DiskSpaceError, DownloadError
+from hwaga.weights.hub import ATTEMPTS, Hub, Patience, RangesIgnored, RemoteFile, Unanswered
+from hwaga.weights.partial_file import PartialFile, beside, finished_ranges, hashes_of
+from hwaga.weights.verified import BLOCK, LOCK, MARKER, PART, STATE, CheckedFile, Verified, sync_folder, unfinished
+
+PIECE = 2**28
+"""Bytes that one request asks for at most. A request costs a redirect and two handshakes: nothing beside this many bytes."""
+
+CLAIM_EVERY = 1.0
+"""Seconds between two claims of a piece. Each costs a sync; a crash loses what came since the last one."""
+
+HEADROOM = 1.1
+"""Free disk space that is asked for, as a multiple of what is to be fetched."""
+
+SUFFIXES = (".json", ".safetensors", ".txt", ".jinja")
+"""Files of these kinds are fetched. They hold numbers and text; pickles (.bin, .pt, .ckpt) and scripts can run code."""
+
+Place = Literal["verified", "here", "cached", "partial", "missing"]
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """A file of the plan and where it stands.
+
+    Attributes:
+        place: verified before; here, not checked yet; in Hugging Face's cache; in part; or missing.
+        arrived: bytes of it that need not be fetched, so far as its hash turns out right.
+    """
+
+    remote: RemoteFile
+    place: Place
+    arrived: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a download will do.
+
+    Attributes:
+        repo, commit: where the files are from.
+        folder: where they go.
+        files: those that were asked for.
+        others: files of the model's other parts.
+        left_out: paths that the card's patterns name and that are never fetched, because of their kind.
+    """
+
+    repo: str
+    commit: str
+    folder: Path
+    files: tuple[PlannedFile, ...]
+    others: tuple[RemoteFile, ...]
+    left_out: tuple[str, ...]
+
+    @property
+    def to_fetch(self) -> int:
+        """Bytes."""
+        return sum(file.remote.size - file.arrived for file in self.files)
+
+    @property
+    def space_needed(self) -> int:
+        """Bytes of free disk."""
+        return int(self.to_fetch * HEADROOM)
+
+    def check_space(self) -> None:
+        """Refuses a disk that is too small.
+
+        Raises:
+            DiskSpaceError: with how much is missing.
+        """
+        free = shutil.disk_usage(next(path for path in (self.folder, *self.folder.parents) if path.is_dir())).free
+        if free < self.space_needed:
+            raise DiskSpaceError(
+                f"{self.folder} has {free / 2**30:.1f} GiB free and {self.space_needed / 2**30:.1f} GiB are needed. "
+                "Make room, or choose another disk with --to or HWAGA_DATA_DIR."
+            )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a download is, in bytes.
+
+    Attributes:
+        fetched, to_fetch: over the network, with what had arrived before.
+        checked, to_check: read from the disk for their hash.
+        checking: path of a file that is being read, or "".
+        failure: what the latest attempt that is waited after has met, or "".
+    """
+
+    fetched: int
+    to_fetch: int
+    checked: int
+    to_check: int
+    checking: str
+    failure: str
+
+
+def make_plan(
+    card: ModelCard, hub: Hub, *, folder: Path | None = None, parts: Sequence[str] = (), revision: str | None = None
+) -> Plan:
+    """Asks the hub what a model consists of, and looks what of it is here.
+
+    Args:
+        folder: where it goes; the card's folder when left out.
+        parts: names of the parts to fetch; all when empty. Files of no part are always fetched.
+        revision: a branch, tag or commit in place of the card's.
+
+    Raises:
+        DownloadError: the model cannot be fetched, or not from there.
+    """
+    source = card.download
+    if source is None:
+        reason = "it comes with Hwaga" if card.present else "its card has no [download] table"
+        raise DownloadError(f"{card.name} is not fetched: {reason}.")
+    for part in parts:
+        if part not in source.parts:
+            raise DownloadError(f"{card.name} has no part {part!r} to fetch. Its parts are {', '.join(source.parts)}.")
+    folder = (folder or card.folder).absolute()
+    commit, listed = hub.list_files(source.repo, revision or source.revision)
+    for file in listed:
+        _check_path(file.path)
+    included = [file for file in listed if _matches(file.path, source.include)]
+    wanted = sorted((_pinned(file, source) for file in included if file.path.endswith(SUFFIXES)), key=lambda f: f.path)
+    absent = sorted(set(source.sha256) - {file.path for file in wanted})
+    if absent or not wanted:
+        what = f"no {absent[0]}, which the card of {card.name} pins" if absent else f"no file of {card.name}"
+        raise DownloadError(f"{source.repo} at {commit} has {what}. Choose another revision.")
+    skipped = [
+        pattern for name, patterns in source.parts.items() if parts and name not in parts for pattern in patterns
+    ]
+    chosen = [pattern for name in parts for pattern in source.parts[name]]
+    others = [file for file in wanted if _matches(file.path, skipped) and not _matches(file.path, chosen)]
+    try:
+        marker = Verified.read(folder)
+        files = tuple(_placed(file, folder, marker, hub, source.repo) for file in wanted if file not in others)
+    except OSError as error:
+        raise _disk_error(error, folder) from error
+    return Plan(
+        repo=source.repo,
+        commit=commit,
+        folder=folder,
+        files=files,
+        others=tuple(others),
+        left_out=tuple(file.path for file in included if not file.path.endswith(SUFFIXES)),
+    )
+
+
+def fetch(
+    plan: Plan, hub: Hub, *, connections: int = 4, limit_rate: int | None = None
+) -> Generator[Progress, None, None]:
+    """Fetches what a plan says, and ends when every file is verified. Closing it stops; what has arrived is kept.
+
+    Args:
+        limit_rate: bytes a second, over all connections.
+
+    Raises:
+        DownloadError: why it cannot go on.
+    """
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(plan.folder):
+            yield from _Fetching(plan, hub, limit_rate).run(connections)
+    except OSError as error:
+        raise _disk_error(error, plan.folder) from error
+
+
+class _Throttle:
+    """A token bucket that all connections draw from; it holds a quarter of a second."""
+
+    def __init__(self, rate: int | None, stop: threading.Event) -> None:
+        self._rate, self._stop = rate, stop
+        self._lock, self._free_at = threading.Lock(), 0.0
+
+    def take(self, size: int) -> None:
+        if self._rate is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now - 0.25) + size / self._rate
+            pause = self._free_at - now
+        self._stop.wait(max(0.0, pause))
+
+
+class _Fetching:
+    """A download under way: threads take tasks from a queue until none is left, and tasks may add others."""
+
+    def __init__(self, plan: Plan, hub: Hub, limit_rate: int | None) -> None:
+        self.plan, self.hub = plan, hub
+        self.stop = threading.Event()
+        self.throttle = _Throttle(limit_rate, self.stop)
+        self.tasks: deque[Callable[[], None]] = deque()
+        self.busy = 0
+        self.changed = threading.Condition()
+        """Guards the tasks and all that follows."""
+        self.targets: dict[str, PartialFile] = {}
+        self.checked = self.to_check = 0
+        self.checking = self.failure = ""
+        marker = Verified.read(plan.folder)
+        known = marker.files if marker else {}
+        self.expected = [*(file.remote for file in plan.files), *plan.others]
+        self.verified = {
+            file.path: known[file.path]
+            for file in self.expected
+            if _is_verified(file, plan.folder, known.get(file.path))
+        }
+        self.unverified = [file for file in plan.files if file.remote.path not in self.verified]
+
+    def run(self, connections: int) -> Generator[Progress, None, None]:
+        """Does everything, and says meanwhile how far it is."""
+        self._note()
+        # The largest first: then their hash passes run beside the rest.
+        for file in sorted(self.unverified, key=lambda file: -file.remote.size):
+            self.tasks.append(partial(self._begin, file.remote))
+        with ThreadPoolExecutor(connections, thread_name_prefix="hwaga-download") as pool:
+            pending = {pool.submit(self._work) for _ in range(connections)}
+            try:
+                while pending:
+                    done, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                    yield self._progress()
+            finally:
+                self.stop.set()
+                with self.changed:
+                    self.changed.notify_all()
+                self.hub.hang_up()
+                pool.shutdown()
+                for target in self.targets.values():
+                    target.close()
+        self._sweep()
+
+    def _progress(self) -> Progress:
+        with self.changed:
+            fetched = 0
+            for file in self.unverified:
+                target = self.targets.get(file.remote.path)
+                fetched += target.received if target else file.arrived
+            to_fetch = sum(file.remote.size for file in self.unverified)
+            return Progress(fetched, to_fetch, self.checked, self.to_check, self.checking, self.failure)
+
+    def _work(self) -> None:
+        while True:
+            with self.changed:
+                while not self.tasks and self.busy and not self.stop.is_set():
+                    self.changed.wait()
+                if not self.tasks or self.stop.is_set():
+                    return
+                task = self.tasks.popleft()
+                self.busy += 1
+            try:
+                task()
+            finally:
+                with self.changed:
+                    self.busy -= 1
+                    self.changed.notify_all()
+
+    def _begin(self, remote: RemoteFile) -> None:
+        """Takes a file that is here or in the cache, if its hash is right, or sees to its pieces."""
+        target = PartialFile(remote, self.plan.folder)
+        blob = _cached(self.hub, self.plan.repo, remote)
+        for path in (target.path, blob):
+            if path is None or not path.is_file() or path.stat().st_size != remote.size:
+                continue
+            sha256 = self._hash(path, remote, hashes_of(remote))
+            if self.stop.is_set():
+                return
+            if sha256 is not None:
+                if path is blob:
+                    _link(path, target.path)
+                self._accept(target, sha256)
+                return
+        gaps = target.open()
+        with self.changed:
+            self.targets[remote.path] = target
+        if gaps:
+            self._add_pieces(target, gaps)
+        else:
+            self._check(target)
+
+    def _add_pieces(self, target: PartialFile, gaps: list[tuple[int, int]]) -> None:
+        ends = [
+            (begin, end if target.whole else min(begin + PIECE, end))
+            for start, end in gaps
+            for begin in ([start] if target.whole else range(start, end, PIECE))
+        ]
+        with self.changed:  # in front, so that a file is finished before the next one is begun
+            self.tasks.extendleft(partial(self._fetch, target, *piece, target.epoch) for piece in reversed(ends))
+            self.changed.notify_all()
+
+    def _fetch(self, target: PartialFile, start: int, end: int, epoch: int) -> None:
+        """Fetches one piece, however many attempts it takes."""
+        remote, whole = target.remote, target.whole
+        claimed = position = furthest = start
+        claim_at = time.monotonic() + CLAIM_EVERY
+        patience = Patience(ATTEMPTS)
+        complete = False
+        while position < end and epoch == target.epoch and not self.stop.is_set():
+            chunks = self.hub.stream(self.plan.repo, self.plan.commit, remote, position, end, whole=whole)
+            try:
+                with closing(chunks):
+                    for data in chunks:
+                        self.throttle.take(len(data))
+                        if not target.write(position, data, epoch):
+                            return
+                        position += len(data)
+                        if time.monotonic() >= claim_at:
+                            complete = target.claim(claimed, position, epoch)
+                            claimed, claim_at = position, time.monotonic() + CLAIM_EVERY
+                        if self.stop.is_set():
+                            break
+            except RangesIgnored:
+                if target.restart(epoch, whole=True):
+                    self._add_pieces(target, [(0, remote.size)])
+                return
+            except Unanswered as failure:
+                target.claim(claimed, position, epoch)
+                claimed = position
+                if self.stop.is_set():
+                    return
+                if position > furthest:
+                    furthest = position
+                    patience.renew()
+                pause = patience.wait_after(failure, f"{remote.path} did not arrive")
+                if whole and target.restart(epoch, whole=True):
+                    epoch += 1
+                    claimed = position = 0
+                self.failure = str(failure)
+                self.stop.wait(pause)
+                self.failure = ""
+        if target.claim(claimed, position, epoch) or complete:
+            self._check(target)
+
+    def _check(self, target: PartialFile) -> None:
+        """Gives a complete file its name, or starts it again, once."""
+        sha256 = self._hash(target.part, target.remote, target.hashes, start=target.hashed)
+        if self.stop.is_set():
+            return
+        if sha256 is not None:
+            target.finish()
+            self._accept(target, sha256)
+        elif target.damaged or target.remote.size == 0:
+            target.remove_traces()
+            raise DamagedFileError(
+                f"{target.remote.path} arrived damaged twice: its hash is not the one that {self.hub.endpoint} announced. "
+                "Run it again later, or from another network: something on the way may change files."
+            )
+        else:
+            target.damaged = True
+            target.restart(target.epoch, whole=target.whole)
+            self._add_pieces(target, [(0, target.remote.size)])
+
+    def _hash(self, path: Path, remote: RemoteFile, hashes: list[Any], start: int = 0) -> str | None:
+        """Hashes the rest of a file; its sha256 if it is the file of the plan."""
+        with self.changed:
+            self.checking = remote.path
+            self.to_check += remote.size - start
+        with path.open("rb") as file:
+            file.seek(start)
+            while (block := file.read(BLOCK)) and not self.stop.is_set():
+                for digest in hashes:
+                    digest.update(block)
+                with self.changed:
+                    self.checked += len(block)
+        with self.changed:
+            self.checking = "" if self.checking == remote.path else self.checking
+        digests = [digest.hexdigest() for digest in hashes]
+        wrong = remote.sha256 not in (None, digests[0]) or remote.blob not in digests
+        return None if wrong else str(digests[0])
+
+    def _accept(self, target: PartialFile, sha256: str) -> None:
+        target.remove_traces()
+        checked = CheckedFile.of(target.path, sha256)
+        with self.changed:
+            self.verified[target.remote.path] = checked
+            self._note()
+
+    def _note(self) -> None:
+        missing = tuple(sorted(file.path for file in self.expected if file.path not in self.verified))
+        Verified(self.plan.repo, self.plan.commit, self.verified, missing).write(self.plan.folder)
+
+    def _sweep(self) -> None:
+        """Removes what an earlier download of another revision left unfinished."""
+        expected = {self.plan.folder / file.path for file in self.expected}
+        for state in [*self.plan.folder.rglob(f"*{STATE}")]:
+            path = state.with_name(state.name.removesuffix(STATE))
+            if path not in expected:
+                for trace in (state, unfinished(state), beside(path, PART)):
+                    trace.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keeps other downloads out of a folder.
+
+    Raises:
+        DownloadError: one is at work.
+    """
+    path = folder / LOCK
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                break  # else it is a lock that its last holder has just removed
+        except BlockingIOError:
+            os.close(descriptor)
+            raise DownloadError(f"Another download is at work in {folder}. Wait for it, or stop it.") from None
+        os.close(descriptor)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _check_path(path: str) -> None:
+    """Refuses a name that would lead out of the folder or stand in our way."""
+    names = path.split("/")
+    bad = not all(re.fullmatch(r"[^\\\x00-\x1f\x7f]{1,200}", name) and name not in (".", "..") for name in names)
+    if bad or path == MARKER or path.endswith((PART, STATE)):
+        raise DownloadError(
+            f"The hub lists a file called {path!r}, which is no name to write to. Do not trust this repository."
+        )
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _pinned(remote: RemoteFile, source: Download) -> RemoteFile:
+    """The file with the sha256 of the card, if the card has one."""
+    pin = source.sha256.get(remote.path, remote.sha256)
+    if remote.sha256 not in (None, pin):
+        raise DamagedFileError(
+            f"{remote.path} of {source.repo} has sha256 {remote.sha256} and the model's card pins {pin}. "
+            "Choose the revision that the card was written for."
+        )
+    return replace(remote, sha256=pin)
+
+
+def _placed(remote: RemoteFile, folder: Path, marker: Verified | None, hub: Hub, repo: str) -> PlannedFile:
+    path, known = folder / remote.path, marker.files.get(remote.path) if marker else None
+    if _is_verified(remote, folder, known):
+        return PlannedFile(remote, "verified", remote.size)
+    older = known is not None and remote.sha256 not in (None, known.sha256) and known.describes(path)
+    if not older and path.is_file() and path.stat().st_size == remote.size:
+        return PlannedFile(remote, "here", remote.size)
+    if _cached(hub, repo, remote) is not None:
+        return PlannedFile(remote, "cached", remote.size)
+    arrived = sum(end - start for start, end in finished_ranges(path, remote))
+    return PlannedFile(remote, "partial" if arrived else "missing", arrived)
+
+
+def _is_verified(remote: RemoteFile, folder: Path, known: CheckedFile | None) -> bool:
+    """Whether a file of the marker is untouched and what the plan wants. Small files of git are hashed to tell."""
+    path = folder / remote.path
+    if known is None or known.size != remote.size or not known.describes(path):
+        return False
+    if remote.sha256 is not None:
+        return known.sha256 == remote.sha256
+    digest = hashes_of(remote)[-1]
+    digest.update(path.read_bytes())
+    return bool(digest.hexdigest() == remote.blob)
+
+
+def _cached(hub: Hub, repo: str, remote: RemoteFile) -> Path | None:
+    """The file in the cache of Hugging Face's client, where complete files are named after their content."""
+    blob = hub.cache / f"models--{repo.replace('/', '--')}" / "blobs" / remote.blob
+    return blob if blob.is_file() and blob.stat().st_size == remote.size else None
+
+
+def _link(blob: Path, path: Path) -> None:
+    """Gives a file of the cache a second name; on another disk, a symbolic link."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, source = unfinished(path), blob.resolve()
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(source)
+    except OSError:
+        temporary.symlink_to(source)
+    temporary.replace(path)
+    temporary.unlink(missing_ok=True)  # it stays if both names were the same file before
+    sync_folder(path.parent)
+
+
+def _disk_error(error: OSError, folder: Path) -> DownloadError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return DiskSpaceError(f"{folder} takes no more ({error.strerror}). Make room and run it again to go on.")
+    return DownloadError(f"{folder} cannot be used: {error}. Choose another folder with --to or HWAGA_DATA_DIR.")

@@ -1,0 +1,799 @@
+"""Downloads from a hub on this machine, with everything going wrong that can. They end verified, or say why not."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub import Fault, HubServer, git_sha1, sha256
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hwaga.weights.download as download_module
+import hwaga.weights.hub as hub_module
+from hwaga import Engine, Settings
+from hwaga.cards import ASSETS, Download, ModelCard, built_in_cards
+from hwaga.errors import CheckpointError, DamagedFileError, DiskSpaceError, DownloadError, HubError, SettingsError
+from hwaga.weights.download import Plan, fetch, make_plan
+from hwaga.weights.hub import Hub, Patience, RemoteFile, Unanswered
+from hwaga.weights.partial_file import finished_ranges, gaps_of, merge
+from hwaga.weights.verified import MARKER, Report, Verified, condition, verify
+
+REPO = "Tongyi-MAI/Z-Image-Turbo"
+_numbers = random.Random(7)
+
+TRANSFORMER = "transformer/model-00001-of-00002.safetensors"
+VAE = "vae/model.safetensors"
+MODEL = {
+    "model_index.json": b'{"_class_name": "ZImagePipeline"}',
+    "scheduler/scheduler_config.json": b"{}",
+    "text_encoder/config.json": b'{"a": 1}',
+    "text_encoder/model.safetensors": _numbers.randbytes(150_001),
+    "tokenizer/tokenizer.json": _numbers.randbytes(30_000),
+    "tokenizer/merges.txt": b"",
+    TRANSFORMER: _numbers.randbytes(400_000),
+    "transformer/model-00002-of-00002.safetensors": _numbers.randbytes(2**16),
+    VAE: _numbers.randbytes(90_000),
+}
+OTHERS = {"README.md": b"# Read", "transformer/model.bin": b"pickle", "vae/run.py": b"print()", ".gitattributes": b"*"}
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [name for name in os.environ if name.startswith("HF_") or name.lower() in PROXIES]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(download_module, "PIECE", 2**16)
+    monkeypatch.setattr(download_module, "CLAIM_EVERY", 0.0)
+    monkeypatch.setattr(hub_module, "FIRST_WAIT", 0.001)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer() as server:
+        server.push(REPO, MODEL | OTHERS)
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> ModelCard:
+    return built_in_cards(tmp_path / "data" / "models")["z-image-turbo"]
+
+
+def source_of(card: ModelCard) -> Download:
+    assert card.download is not None
+    return card.download
+
+
+def plan_of(card: ModelCard, **options: Any) -> Plan:
+    return make_plan(card, Hub.from_environment(), **options)
+
+
+def run(card: ModelCard, connections: int = 3, **options: Any) -> Plan:
+    """A whole download."""
+    hub = Hub.from_environment()
+    plan = make_plan(card, hub, **options)
+    for _ in fetch(plan, hub, connections=connections):
+        pass
+    return plan
+
+
+def interrupt(card: ModelCard, server: HubServer, after: int) -> None:
+    """A download that is stopped once the server has sent so many bytes."""
+    hub = Hub.from_environment()
+    server.limit = server.sent() + after
+    with closing(fetch(make_plan(card, hub), hub, connections=2)) as steps:
+        for _ in steps:
+            if server.sent() >= server.limit:
+                break
+    server.limit = None
+
+
+def check_whole(folder: Path, files: dict[str, bytes] = MODEL) -> None:
+    """Exactly these files and the marker lie there, and the marker is right about each of them."""
+    here = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
+    assert set(here) == {*files, MARKER}
+    for name, data in files.items():
+        assert here[name].read_bytes() == data, name
+    marker = Verified.read(folder)
+    assert marker is not None
+    assert marker.missing == ()
+    assert {name: file.sha256 for name, file in marker.files.items()} == {n: sha256(data) for n, data in files.items()}
+
+
+def check_claims(folder: Path, files: dict[str, bytes] = MODEL) -> int:
+    """What the states claim is on disk; returns how many bytes they claim."""
+    claimed = 0
+    for state in folder.rglob("*.part.json"):
+        data = files[state.relative_to(folder).as_posix().removesuffix(".part.json")]
+        part = state.with_suffix("").read_bytes()
+        for start, end in json.loads(state.read_text())["ranges"]:
+            assert part[start:end] == data[start:end]
+            claimed += end - start
+    return claimed
+
+
+# Plans
+
+
+def test_a_plan_says_what_is_to_be_fetched(server: HubServer, card: ModelCard) -> None:
+    plan = plan_of(card)
+    assert (plan.repo, plan.commit) == (REPO, server.branches[REPO, "main"])
+    assert {file.remote.path: file.remote.size for file in plan.files} == {n: len(data) for n, data in MODEL.items()}
+    assert {file.place for file in plan.files} == {"missing"}
+    assert plan.to_fetch == sum(map(len, MODEL.values()))
+    assert plan.space_needed == int(plan.to_fetch * 1.1)
+    assert plan.left_out == ("transformer/model.bin", "vae/run.py")
+    vae = next(file.remote for file in plan.files if file.remote.path == VAE)
+    assert vae.sha256 == vae.blob == sha256(MODEL[VAE])
+    index = next(file.remote for file in plan.files if file.remote.path == "model_index.json")
+    assert (index.sha256, index.blob) == (None, git_sha1(MODEL["model_index.json"]))
+    assert server.content_requests() == []
+    assert not card.folder.exists()
+
+
+def test_a_plan_by_revision(server: HubServer, card: ModelCard) -> None:
+    commit = server.push(REPO, MODEL, branch="refs/pr/1")
+    assert plan_of(card, revision="refs/pr/1").commit == plan_of(card, revision=commit).commit == commit
+    with pytest.raises(HubError, match=r"no such revision.*tree/main"):
+        plan_of(card, revision="nowhere")
+
+
+def test_parts(server: HubServer, card: ModelCard) -> None:
+    run(card, parts=["vae"])
+    assert condition(card) == "partly fetched"
+    assert {path.name for path in card.folder.iterdir()} == {"vae", "model_index.json", MARKER}
+    run(card, parts=["transformer", "text_encoder"])
+    check_whole(card.folder)
+    assert condition(card) == "verified"
+    assert server.sent(VAE) == len(MODEL[VAE])
+    with pytest.raises(DownloadError, match=r"no part 'vea'.*text_encoder, transformer, vae"):
+        plan_of(card, parts=["vea"])
+
+
+def test_a_small_disk_is_refused_before_fetching(
+    server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(card)
+    plan.check_space()
+    usage = shutil.disk_usage("/")._replace(free=plan.space_needed - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(DiskSpaceError, match="--to"):
+        plan.check_space()
+
+
+@pytest.mark.parametrize(
+    "path", ["../x.json", "vae/../../x.json", "/etc/x.json", "vae//x.json", "vae\\x.json", "vae/\x00.json", "",
+             "verified.json", "vae/x.safetensors.part.json", "vae/" + 300 * "x" + ".json"],
+)  # fmt: skip
+def test_names_that_lead_elsewhere_are_refused(server: HubServer, card: ModelCard, path: str) -> None:
+    server.extra_siblings = [{"rfilename": path, "size": 2, "blobId": git_sha1(b"{}")}]
+    with pytest.raises(DownloadError, match="Do not trust"):
+        plan_of(card)
+
+
+@pytest.mark.parametrize(
+    "sibling", [{"rfilename": "vae/a.json"}, {"rfilename": 3, "size": 2, "blobId": git_sha1(b"")}, None,
+                {"rfilename": "vae/a.json", "size": -1, "blobId": git_sha1(b"")},
+                {"rfilename": "vae/a.json", "size": 1, "blobId": "../../x"}],
+)  # fmt: skip
+def test_metadata_of_another_form_is_refused(server: HubServer, card: ModelCard, sibling: Any) -> None:
+    server.extra_siblings = [sibling]
+    with pytest.raises(HubError, match="something else than the files"):
+        plan_of(card)
+
+
+def test_pins_of_a_card(server: HubServer, card: ModelCard) -> None:
+    source = source_of(card)
+    good = {name: sha256(MODEL[name]) for name in (VAE, "model_index.json")}
+    run(replace(card, download=replace(source, sha256=good)))
+    check_whole(card.folder)
+    with pytest.raises(DamagedFileError, match="pins 0000"):
+        plan_of(replace(card, download=replace(source, sha256={VAE: 64 * "0"})))
+    with pytest.raises(DownloadError, match="pins"):
+        plan_of(replace(card, download=replace(source, sha256={"vae/gone.json": 64 * "0"})))
+    (card.folder / "model_index.json").unlink()
+    with pytest.raises(DamagedFileError, match=r"model_index\.json arrived damaged twice"):
+        run(replace(card, download=replace(source, sha256={"model_index.json": 64 * "0"})))
+
+
+def test_what_is_not_fetched(server: HubServer, card: ModelCard) -> None:
+    with pytest.raises(DownloadError, match="mini is not fetched: it comes with Hwaga"):
+        plan_of(built_in_cards(card.folder)["mini"])
+    with pytest.raises(DownloadError, match="no file of"):
+        plan_of(replace(card, download=replace(source_of(card), include=("unet/*",))))
+
+
+# Fetching
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_model_is_fetched_once(server: HubServer, card: ModelCard, connections: int) -> None:
+    run(card, connections)
+    check_whole(card.folder)
+    assert server.sent() == sum(map(len, MODEL.values()))
+    assert all(request.path.count(server.branches[REPO, "main"]) for request in server.content_requests())
+    before = len(server.requests)
+    assert {file.place for file in run(card).files} == {"verified"}
+    assert len(server.requests) == before + 1  # the list of files
+
+
+def test_progress_never_exceeds_its_total(server: HubServer, card: ModelCard) -> None:
+    hub = Hub.from_environment()
+    steps = list(fetch(make_plan(card, hub), hub, connections=2))
+    assert steps[-1].fetched == steps[-1].to_fetch == sum(map(len, MODEL.values()))
+    assert all(0 <= step.fetched <= step.to_fetch and 0 <= step.checked <= step.to_check for step in steps)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dropped_connections_go_on_where_they_broke(server: HubServer, card: ModelCard, seed: int) -> None:
+    numbers = random.Random(seed)
+    for path in (TRANSFORMER, VAE, "tokenizer/tokenizer.json"):
+        server.faults[path].extend(Fault(drop_after=numbers.randrange(60_000)) for _ in range(8))
+    run(card)
+    check_whole(card.folder)
+
+
+def test_a_connection_that_always_drops_is_given_up(server: HubServer, card: ModelCard) -> None:
+    server.faults[VAE].extend(Fault(drop_after=0) for _ in range(100))
+    with pytest.raises(
+        HubError, match=r"vae/model.safetensors did not arrive.*8 times in a row.*what has arrived is kept"
+    ):
+        run(card)
+    check_claims(card.folder)
+    server.faults.clear()
+    run(card)
+    check_whole(card.folder)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_passing_refusals_are_waited_for(server: HubServer, card: ModelCard, status: int) -> None:
+    server.metadata_faults.append(Fault(status=status))
+    for path in (VAE, "model_index.json"):
+        server.faults[path].extend([Fault(status=status, headers={"Retry-After": "0"}), Fault(status=status)])
+    run(card)
+    check_whole(card.folder)
+
+
+def test_an_address_of_storage_that_grew_old_is_asked_for_again(server: HubServer, card: ModelCard) -> None:
+    server.faults[VAE].append(Fault(status=403))
+    run(card)
+    check_whole(card.folder)
+
+
+def test_a_long_wait_is_left_to_the_user(server: HubServer, card: ModelCard) -> None:
+    server.faults[VAE].append(Fault(status=429, headers={"Retry-After": "3600"}))
+    with pytest.raises(HubError, match=r"429 \(Too Many Requests\), and asks to come back in 60 minutes"):
+        run(card)
+
+
+def test_waits_double_and_follow_the_server() -> None:
+    patience = Patience(attempts=4)
+    waits = [patience.wait_after(Unanswered("x"), "y") / hub_module.FIRST_WAIT for _ in range(3)]
+    assert all(0.5 * 2**k <= wait <= 1.5 * 2**k for k, wait in enumerate(waits))
+    with pytest.raises(HubError):
+        patience.wait_after(Unanswered("x"), "y")
+    patience.renew()
+    assert patience.wait_after(Unanswered("x", 7.0), "y") == 7.0
+    assert hub_module._retry_after("12") == 12
+    assert hub_module._retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert (hub_module._retry_after("soon"), hub_module._retry_after(None)) == (None, None)
+
+
+def test_a_stalled_connection_is_made_anew(server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_module, "STALL", 0.3)
+    server.faults[TRANSFORMER].extend([Fault(stall_after=10_000), Fault(stall_after=0)])
+    run(card)
+    check_whole(card.folder)
+
+
+def test_closing_does_not_wait_for_a_stalled_connection(server: HubServer, card: ModelCard) -> None:
+    server.faults[VAE].append(Fault(stall_after=20_000))
+    hub = Hub.from_environment()
+    with closing(fetch(make_plan(card, hub), hub, connections=1)) as steps:
+        for _ in steps:
+            if server.sent(VAE) == 20_000:
+                break
+    # Not released by the server: the join in close() would have taken until its time-out.
+    assert not server.released.is_set()
+    assert condition(card) == "partly fetched"
+    check_claims(card.folder)
+    run(card)
+    check_whole(card.folder)
+
+
+@pytest.mark.parametrize("connections", [1, 4])
+def test_a_server_without_ranges(server: HubServer, card: ModelCard, connections: int) -> None:
+    server.ranges = False
+    server.faults[TRANSFORMER].extend([Fault(), *(Fault(drop_after=100_000) for _ in range(2))])
+    run(card, connections)
+    check_whole(card.folder)
+
+
+def test_a_server_without_ranges_that_always_drops_is_given_up(server: HubServer, card: ModelCard) -> None:
+    server.ranges = False
+    server.faults[TRANSFORMER].extend(Fault(drop_after=100_000) for _ in range(100))
+    with pytest.raises(HubError, match="8 times in a row"):
+        run(card)
+
+
+def test_a_server_that_stops_knowing_ranges(server: HubServer, card: ModelCard) -> None:
+    interrupt(card, server, 200_000)
+    server.ranges = False
+    run(card)
+    check_whole(card.folder)
+
+
+def test_a_corrupt_file_is_fetched_once_more(server: HubServer, card: ModelCard) -> None:
+    server.faults[VAE].append(Fault(corrupt_at=10))
+    server.faults["model_index.json"].append(Fault(corrupt_at=3))
+    run(card, connections=1)
+    check_whole(card.folder)
+    assert server.sent(VAE) == 2 * len(MODEL[VAE])
+
+
+def test_a_file_that_stays_corrupt_is_refused(server: HubServer, card: ModelCard) -> None:
+    server.faults[VAE].extend(Fault(corrupt_at=0) for _ in range(9))
+    with pytest.raises(DamagedFileError, match=r"arrived damaged twice.*announced"):
+        run(card)
+    assert not (card.folder / VAE).exists()
+    assert not (card.folder / "vae/model.safetensors.part").exists()
+    server.faults.clear()
+    run(card)
+    check_whole(card.folder)
+
+
+@pytest.mark.parametrize("length", [10, 1_000_000])
+def test_another_length_is_not_taken(server: HubServer, card: ModelCard, length: int) -> None:
+    server.faults[VAE].append(Fault(length=length))
+    run(card)
+    check_whole(card.folder)
+    (card.folder / VAE).unlink()
+    server.faults[VAE].extend(Fault(length=length) for _ in range(50))
+    with pytest.raises(HubError, match=f"{length} bytes in place of 90000"):
+        run(card)
+
+
+def test_a_full_disk(server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, left = os.pwrite, [600_000]
+
+    def full(descriptor: int, data: bytes, position: int) -> int:
+        left[0] -= len(data)
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(descriptor, data[: len(data) // 2 + 1], position)  # and never all at once
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(DiskSpaceError, match=r"No space left on device.*run it again to go on"):
+        run(card)
+    assert check_claims(card.folder) > 0
+    left[0] = 10**9
+    run(card)
+    check_whole(card.folder)
+
+
+def test_nothing_is_claimed_before_the_disk_has_it(
+    server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".part":
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(DownloadError, match="Input/output error"):
+        run(card, parts=["vae"])
+    assert [*card.folder.rglob("*.part.json")] == []
+
+
+def test_a_folder_that_cannot_be_written(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DownloadError, match="--to"):
+        run(card, folder=tmp_path / "file" / "model")
+
+
+def test_two_downloads_of_one_model(server: HubServer, card: ModelCard) -> None:
+    hub = Hub.from_environment()
+    plan = make_plan(card, hub)
+    server.pause = 0.001
+    with closing(fetch(plan, hub, connections=1)) as steps:
+        next(steps)
+        with pytest.raises(DownloadError, match="Another download is at work"):
+            run(card)
+    server.pause = 0.0
+    run(card)
+    check_whole(card.folder)
+
+
+def test_a_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    stop = threading.Event()
+    monkeypatch.setattr(download_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(stop, "wait", lambda seconds: clock.__setitem__(0, clock[0] + seconds))
+    throttle = download_module._Throttle(1000, stop)
+    for _ in range(100):
+        throttle.take(500)
+    assert clock[0] - 100 == pytest.approx(50 - 0.25)
+
+
+# Going on
+
+
+@pytest.mark.parametrize("after", [1, 50_000, 300_000, 600_000])
+def test_a_stopped_download_goes_on(server: HubServer, card: ModelCard, after: int) -> None:
+    interrupt(card, server, after)
+    assert condition(card) == "partly fetched"
+    kept = check_claims(card.folder)
+    marker = Verified.read(card.folder)
+    assert marker is not None
+    kept += sum(file.size for file in marker.files.values())
+    already = len(server.requests)
+    plan = run(card)
+    check_whole(card.folder)
+    asked = sum(request.asked for request in server.requests[already:])
+    assert plan.to_fetch == asked == sum(map(len, MODEL.values())) - kept
+
+
+COMMAND = """
+import hwaga.weights.download as download
+download.PIECE, download.CLAIM_EVERY = 2**16, 0.0
+from hwaga.cli import main
+main()
+"""
+
+
+def start(card: ModelCard, *arguments: str) -> subprocess.Popen[str]:
+    """The real command in a process of its own, with small pieces."""
+    command = [sys.executable, "-c", COMMAND, "download", *arguments]
+    environment = {**os.environ, "HWAGA_DATA_DIR": str(card.folder.parents[1])}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_until_sent(server: HubServer, bytes_sent: int, process: subprocess.Popen[str]) -> None:
+    while server.sent() < bytes_sent and process.poll() is None:
+        server.released.wait(0.002)
+
+
+def test_kill_9_at_any_moment(server: HubServer, card: ModelCard) -> None:
+    numbers = random.Random(3)
+    files = MODEL | {VAE: numbers.randbytes(1_500_000)}
+    server.push(REPO, files)
+    server.pause = 0.001
+    killed, verified = 0, set[str]()
+    while killed < 20:
+        process = start(card)
+        wait_until_sent(server, server.sent() + numbers.randrange(1, 160_000), process)
+        process.kill()
+        process.communicate()
+        if process.returncode == 0:  # it was quicker than the blow
+            shutil.rmtree(card.folder)
+            continue
+        assert process.returncode == -signal.SIGKILL
+        killed += 1
+        check_claims(card.folder, files)
+        marker = Verified.read(card.folder)
+        verified = {path for path in (marker.files if marker else ()) if files[path]}
+        for path in verified:
+            assert sha256((card.folder / path).read_bytes()) == sha256(files[path])
+    before = {path: server.sent(path) for path in verified}
+    server.pause = 0.0
+    process = start(card)
+    out, error = process.communicate()
+    assert (process.returncode, out) == (0, f"{card.folder}\n"), error
+    check_whole(card.folder, files)
+    assert before == {path: server.sent(path) for path in verified}
+
+
+def test_control_c_says_how_to_go_on(server: HubServer, card: ModelCard) -> None:
+    server.faults[TRANSFORMER].append(Fault(stall_after=1000))
+    process = start(card, "--connections", "2", "--json")
+    wait_until_sent(server, 100_000, process)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate()
+    assert (process.returncode, out) == (130, "")
+    assert "run it again to go on" in error
+    assert "Traceback" not in error
+    run(card)
+    check_whole(card.folder)
+
+
+def test_a_newer_revision_in_between(server: HubServer, card: ModelCard) -> None:
+    interrupt(card, server, 300_000)
+    newer = {**MODEL, VAE: _numbers.randbytes(90_000), TRANSFORMER: _numbers.randbytes(400_000)}
+    del newer["text_encoder/model.safetensors"]
+    commit = server.push(REPO, newer)
+    assert run(card).commit == commit
+    (card.folder / "text_encoder/model.safetensors").unlink(missing_ok=True)  # the older revision's, if it had arrived
+    check_whole(card.folder, newer)
+    before = server.sent()
+    newest = {**newer, VAE: _numbers.randbytes(90_000)}
+    server.push(REPO, newest)
+    assert plan_of(card).to_fetch == 90_000
+    run(card)
+    check_whole(card.folder, newest)
+    assert server.sent() == before + 90_000
+
+
+def test_a_file_that_changes_under_its_commit(server: HubServer, card: ModelCard) -> None:
+    hub = Hub.from_environment()
+    plan = make_plan(card, hub)
+    server.commits[REPO, plan.commit][VAE] = bytes(90_000)
+    with pytest.raises(HubError, match=r"another vae/model\.safetensors now than when it was listed"):
+        list(fetch(plan, hub))
+
+
+def test_files_that_lie_there_are_checked_and_kept(server: HubServer, card: ModelCard) -> None:
+    for name in (VAE, TRANSFORMER, "model_index.json"):
+        path = card.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(MODEL[name])
+    (card.folder / TRANSFORMER).write_bytes(bytes(len(MODEL[TRANSFORMER])))
+    assert condition(card) == "not verified"
+    run(card)
+    check_whole(card.folder)
+    assert (server.sent(VAE), server.sent("model_index.json")) == (0, 0)
+    assert server.sent(TRANSFORMER) == len(MODEL[TRANSFORMER])
+
+
+@pytest.mark.parametrize("state", ["", "[]", "{}", '{"ranges": [[0, 99999999]]}', '{"ranges": 3}', "\x00"])
+def test_an_unreadable_state_claims_nothing(server: HubServer, card: ModelCard, state: str) -> None:
+    (card.folder / "vae").mkdir(parents=True)
+    (card.folder / "vae/model.safetensors.part").write_bytes(bytes(500))
+    (card.folder / "vae/model.safetensors.part.json").write_text(state)
+    (card.folder / MARKER).write_text(state)
+    run(card)
+    check_whole(card.folder)
+
+
+def test_a_model_that_is_fetched_in_part_does_not_open(server: HubServer, card: ModelCard) -> None:
+    run(card, parts=["vae"])
+    with pytest.raises(
+        CheckpointError, match=r"only partly on this machine: scheduler/.*`hwaga download z-image-turbo`"
+    ):
+        Engine.open("z-image-turbo", device="cpu", settings=Settings(data_dir=str(card.folder.parents[1])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "ranges"),
+    [
+        ({}, [(0, 30), (40, 100)]),
+        ({"blob": 64 * "1"}, []),
+        ({"size": 201}, []),
+        ({"ranges": [[0, 30], [40, 101]]}, []),  # more than the part file has
+        ({"ranges": [[-1, 30]]}, []),
+        ({"ranges": [[30, 30]]}, []),
+        ({"ranges": [[20, 30], [0, 20], [5, 8]]}, [(0, 30)]),
+    ],
+)
+def test_what_a_state_claims(tmp_path: Path, changes: dict[str, Any], ranges: list[tuple[int, int]]) -> None:
+    state = {"blob": 64 * "0", "size": 200, "ranges": [[0, 30], [40, 100]], **changes}
+    (tmp_path / "a.part.json").write_text(json.dumps(state))
+    (tmp_path / "a.part").write_bytes(bytes(100))
+    assert finished_ranges(tmp_path / "a", RemoteFile("a", 200, 64 * "0", 64 * "0")) == ranges
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=8))
+def test_ranges_and_gaps_make_the_whole(pairs: list[tuple[int, int]]) -> None:
+    merged = merge([(start, start + length) for start, length in pairs])
+    gaps = gaps_of(merged, 70)
+    assert sorted([*merged, *gaps]) == sorted({*merged, *gaps})
+    assert merge([*merged, *gaps]) == [(0, 70)]
+    assert {k for a, b in merged for k in range(a, b)} == {k for a, n in pairs for k in range(a, a + n)}
+
+
+# The cache of Hugging Face's client
+
+
+def fill_cache(server: HubServer, folder: Path, files: dict[str, bytes]) -> Path:
+    repo = folder / f"models--{REPO.replace('/', '--')}"
+    snapshot = repo / "snapshots" / server.branches[REPO, "main"]
+    for name, data in files.items():
+        blob = repo / "blobs" / (sha256(data) if name.endswith(".safetensors") else git_sha1(data))
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(data)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blob)
+    return repo / "blobs"
+
+
+def test_complete_files_of_the_cache_are_linked(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
+    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL)
+    plan = run(card)
+    assert plan.to_fetch == 0
+    check_whole(card.folder)
+    assert server.content_requests() == []
+    assert (card.folder / VAE).samefile(blobs / sha256(MODEL[VAE]))
+    assert not (card.folder / VAE).is_symlink()
+
+
+def test_a_cache_on_another_disk_is_linked_by_name(
+    server: HubServer, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    fill_cache(server, tmp_path / "elsewhere", {VAE: MODEL[VAE]})
+    run(card)
+    check_whole(card.folder)
+    assert (card.folder / VAE).is_symlink()
+    assert server.sent(VAE) == 0
+
+
+def test_a_damaged_file_of_the_cache_is_fetched(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
+    blobs = fill_cache(server, tmp_path / "hf" / "hub", {VAE: MODEL[VAE], TRANSFORMER: MODEL[TRANSFORMER]})
+    damaged = blobs / sha256(MODEL[VAE])
+    damaged.write_bytes(bytes(90_000))
+    (blobs / sha256(MODEL[TRANSFORMER])).write_bytes(b"short")
+    run(card)
+    check_whole(card.folder)
+    assert damaged.read_bytes() == bytes(90_000)
+
+
+# Access
+
+
+def texts_below(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME"])
+def test_the_token_goes_to_the_hub_alone(
+    server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    server.token = "hf_secret"
+    file = {"HF_TOKEN_PATH": tmp_path / "my-token", "HF_HOME": tmp_path / "hf" / "token"}.get(place)
+    if file is None:
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    else:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("hf_secret\n")
+        monkeypatch.setenv("HF_TOKEN_PATH", str(file))
+    run(card)
+    check_whole(card.folder)
+    by_server = {server_name: set[str]() for server_name in ("hub", "storage")}
+    for request in server.requests:
+        by_server[request.server].add(request.headers.get("authorization", ""))
+    assert by_server == {"hub": {"Bearer hf_secret"}, "storage": {""}}
+    assert b"hf_secret" not in texts_below(card.folder)
+
+
+def test_a_broken_token_is_not_shown(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret\nX-Other: 1")
+    with pytest.raises(SettingsError, match="token in HF_TOKEN holds characters") as refused:
+        Hub.from_environment()
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "token", "says"),
+    [
+        ((401, "GatedRepo"), "", "Accept them at http.*Turbo, then make a token at http.*settings/tokens and set HF_TOKEN"),
+        ((403, "GatedRepo"), "hf_x", "Accept them at http.*then check that the token may read it"),
+        ((401, ""), "hf_x", "does not take the token"),
+        ((403, ""), "hf_x", "forbids.*Check that the token may read it"),
+        ((401, "RepoNotFound"), "", "not there, or private.*set HF_TOKEN"),
+        ((404, "RepoNotFound"), "hf_x", "not there, or private.*its owner gave you access"),
+        ((404, "EntryNotFound"), "", "no longer there"),
+        ((418, ""), "", "HF_ENDPOINT"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_remedy(
+    server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch,
+    refusal: tuple[int, str], token: str, says: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_TOKEN", token)
+    server.refusal = refusal
+    with pytest.raises(HubError, match=says) as refused:
+        plan_of(card)
+    assert "hf_x" not in str(refused.value)
+    assert len(server.requests) == 1
+
+
+def test_access_that_ends_in_between(server: HubServer, card: ModelCard) -> None:
+    hub = Hub.from_environment()
+    plan = make_plan(card, hub)
+    server.refusal = (403, "GatedRepo")
+    with pytest.raises(HubError, match="Accept them"):
+        list(fetch(plan, hub))
+
+
+def test_offline_is_respected(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        Hub.from_environment()
+
+
+@pytest.mark.parametrize("endpoint", ["huggingface.co", "ftp://hub", "http://", "http://hub:port", "http://[hub"])
+def test_an_endpoint_must_be_an_address(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(SettingsError, match="HF_ENDPOINT must be an address"):
+        Hub.from_environment()
+
+
+def test_no_answer_is_said(card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    with HubServer() as gone:
+        monkeypatch.setenv("HF_ENDPOINT", gone.endpoint)
+    with pytest.raises(HubError, match=r"127\.0\.0\.1.*refused.*3 times in a row"):
+        plan_of(card)
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://hub/x", "http://[", "/api/models/again"])
+def test_redirects_that_lead_nowhere(server: HubServer, card: ModelCard, target: str) -> None:
+    server.metadata_faults.extend(Fault(status=302, headers={"Location": target}) for _ in range(40))
+    with pytest.raises(HubError):
+        plan_of(card)
+
+
+def test_a_sign_in_page_is_no_list(server: HubServer, card: ModelCard) -> None:
+    server.metadata_faults.append(Fault())
+    with pytest.raises(HubError, match="sign-in page"):
+        plan_of(card)
+
+
+def test_proxies_are_used(server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv("http_proxy", server.endpoint)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    run(card)
+    check_whole(card.folder)
+
+
+# Verifying
+
+
+def report_of(folder: Path) -> Report:
+    *_, last = verify(folder)
+    assert isinstance(last, Report)
+    return last
+
+
+def test_verifying_finds_what_is_wrong(server: HubServer, card: ModelCard) -> None:
+    assert condition(card) == "not on this machine"
+    run(card)
+    assert report_of(card.folder).good
+    vae = card.folder / VAE
+    status = vae.stat()
+    vae.write_bytes(MODEL[VAE][:-1] + b"x")
+    os.utime(vae, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a failing disk would
+    assert condition(card) == "verified"
+    (card.folder / "scheduler/scheduler_config.json").unlink()
+    (card.folder / "notes.txt").write_text("mine")
+    report = report_of(card.folder)
+    assert (report.damaged, report.missing, report.extra) == (
+        (VAE,), ("scheduler/scheduler_config.json",), ("notes.txt",),
+    )  # fmt: skip
+    assert condition(card) == "partly fetched"
+    before = server.sent()
+    run(card)
+    assert report_of(card.folder) == replace(report_of(card.folder), damaged=(), missing=())
+    assert server.sent() - before == len(MODEL[VAE]) + 2
+
+
+def test_a_touched_file_is_not_verified_until_it_is_hashed(server: HubServer, card: ModelCard) -> None:
+    run(card)
+    (card.folder / VAE).write_bytes(MODEL[VAE])
+    os.utime(card.folder / VAE, ns=(1, 1))
+    assert condition(card) == "not verified"
+    assert report_of(card.folder).good
+    assert condition(card) == "verified"
+
+
+def test_there_must_be_something_to_compare_with(card: ModelCard) -> None:
+    with pytest.raises(DownloadError, match="hwaga download"):
+        report_of(ASSETS / "mini")
