@@ -525,7 +525,7 @@ class Jobs(RuleBasedStateMachine):
         try:
             job = self.stores[which].submit("text2image", BODY, owner=owner, source=b"source")
         except QueueFullError:
-            assert waiting == 6
+            assert waiting >= 6  # jobs that were given back may wait above the limit
             return next(iter(self.status))
         assert waiting < 6
         self.status[job.id] = job.status

@@ -1,7 +1,7 @@
 """What the server and its worker process say to each other, over a pair of sockets.
 
-A frame is two lengths (unsigned, 32 bits, big-endian), a message as JSON, and bytes: a picture, or none. The JSON names the message
-and holds its other fields; nothing on the wire is code.
+A frame is two lengths (unsigned, 32 bits, big-endian), a message as JSON, and bytes: a picture, or none. The JSON names the
+message and holds its other fields; nothing on the wire is code.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import dataclasses
 import json
 import struct
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from types import UnionType
+from typing import Any, BinaryIO, get_args, get_origin, get_type_hints
 
 from hwaga.errors import WireError
 from hwaga.source_image import MAX_BYTES
@@ -37,14 +38,6 @@ class Ready:
 
     model: str
     device: str
-
-
-@dataclass(frozen=True)
-class Refused:
-    """From the worker, which then ends: the model cannot be loaded."""
-
-    error: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """From the worker: the job came to nothing, and these are the error's class and message."""
+    """From the worker: the job, or the model before it is ready, failed with an error of that class and message."""
 
     error: str
     message: str
@@ -99,10 +92,9 @@ class Stopped:
     """From the worker: the job was cancelled."""
 
 
-Message = Open | Ready | Refused | Draw | Cancel | Progress | Picture | Finished | Failed | Stopped
+Message = Open | Ready | Draw | Cancel | Progress | Picture | Finished | Failed | Stopped
 
-_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in Message.__args__}
-_TYPES = {"str": str, "int": int, "str | None": str | None, "dict[str, Any]": dict}
+_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
@@ -111,3 +103,59 @@ def encode(message: Message) -> bytes:
     Raises:
         WireError: it is too large.
     """
+    values = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
+    data = values.pop("data", b"")
+    text = json.dumps({"kind": type(message).__name__, **values}, allow_nan=False).encode()
+    _check(len(text), len(data))
+    return b"".join((_LENGTHS.pack(len(text), len(data)), text, data))
+
+
+def receive(stream: BinaryIO) -> Message | None:
+    """The next message of a blocking stream; None at its end, also where it ends inside a frame.
+
+    Raises:
+        WireError: the frame is malformed or too large. What follows it cannot be told apart any more.
+    """
+    head = stream.read(_LENGTHS.size)
+    if len(head) < _LENGTHS.size:
+        return None
+    lengths = _check(*_LENGTHS.unpack(head))
+    text, data = (stream.read(length) for length in lengths)
+    return _decoded(text, data) if (len(text), len(data)) == lengths else None
+
+
+async def receive_async(stream: asyncio.StreamReader) -> Message | None:
+    """As ``receive``. Where it is cancelled in mid-frame, the stream cannot be read on."""
+    try:
+        text, data = _check(*_LENGTHS.unpack(await stream.readexactly(_LENGTHS.size)))
+        return _decoded(await stream.readexactly(text), await stream.readexactly(data))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+
+
+def _check(text: int, data: int) -> tuple[int, int]:
+    if text > MAX_JSON or data > MAX_BYTES:
+        raise WireError(
+            f"A message of {text:,} and {data:,} bytes is too large: {MAX_JSON:,} and {MAX_BYTES:,} are the most."
+        )
+    return text, data
+
+
+def _decoded(text: bytes, data: bytes) -> Message:
+    try:
+        values = json.loads(text)
+        kind = _KINDS[values.pop("kind")]
+        fields = get_type_hints(kind)
+        if data:
+            values["data"] = data
+        wrong = [name for name, value in values.items() if type(value) not in _accepted(fields[name])]
+        if wrong:
+            raise TypeError(f"{', '.join(wrong)} of another type")
+        return kind(**values)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise WireError(f"A message is malformed ({type(error).__name__}: {error}). End the other process.") from error
+
+
+def _accepted(hint: Any) -> tuple[type, ...]:
+    """The types that a field of that annotation may have; exactly these, since True is an int to isinstance."""
+    return tuple(get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else (hint,)))
