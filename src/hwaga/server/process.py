@@ -11,8 +11,8 @@ import sys
 from hwaga.errors import WireError, WorkerError
 from hwaga.server import wire
 
-WORKER = (sys.executable, "-m", "hwaga.server.worker")
-"""The command of a worker; the descriptor of its socket is added."""
+WORKER = (sys.executable, "-P", "-m", "hwaga.server.worker")
+"""The command of a worker; the descriptor of its socket is added. -P: nothing is imported from the folder it is started in."""
 
 _log = logging.getLogger(__name__)
 
