@@ -467,6 +467,18 @@ def test_the_real_worker_dies_with_its_parent_and_not_by_a_terminal() -> None:
         time.sleep(0.01)
 
 
+def test_the_real_worker_ends_with_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "WORKER", REAL)
+
+    async def test() -> None:
+        worker = await process.WorkerProcess.start()
+        worker._writer.close()
+        assert await worker._process.wait() == 0
+        await worker.end()
+
+    run(test)
+
+
 def _status(process: int) -> dict[str, str]:
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()

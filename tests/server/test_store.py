@@ -31,6 +31,7 @@ from hwaga.errors import (
     StoreFullError,
     UnknownJobError,
 )
+from hwaga.image_file import write
 from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, Job, JobStore
 from hwaga.server.store import SqliteStore
 
@@ -215,6 +216,7 @@ def test_a_job_is_not_tried_for_ever(store: SqliteStore, clock: Clock) -> None:
         assert claimed(store).attempt == attempt
         clock.now += LEASE
         assert store.reap()[0].status == "queued"
+    assert store.release(job.id, claimed(store).attempt, lost=None).status == "queued"
     failed = store.release(job.id, claimed(store).attempt, lost="the worker ended")
     assert failed.status == "failed"
     assert failed.error == ("WorkerError", "The job was tried 3 times, and at last the worker ended.")
@@ -348,6 +350,17 @@ def test_a_full_disk_under_the_pictures(
     assert store.get(job.id).status == "running"
     assert store.counts()["queued"] == 0
     assert store.finish(job.id, 1, [b"png"]).status == "succeeded"
+
+
+def test_a_disk_that_fills_up_between_two_pictures(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = store.submit("text2image", BODY)
+    claimed(store)
+    writes = iter([write])
+    monkeypatch.setattr("hwaga.server.store.write", lambda path, data: next(writes)(path, data))
+    with pytest.raises(StopIteration):
+        store.finish(job.id, 1, [b"one", b"two"])
+    assert files(store._folder) == set()
+    assert store.get(job.id).status == "running"
 
 
 def test_the_disk_has_the_picture_before_the_row(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
