@@ -418,7 +418,7 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         SqliteStore(tmp_path / "jobs.sqlite3" / "below")
 
 
-def test_threads_and_processes_share_the_queue(tmp_path: Path) -> None:
+def test_threads_over_three_connections_share_the_queue(tmp_path: Path) -> None:
     """Submitting, claiming, finishing and losing at once, over three connections: each job ends once."""
     folder, ends, accepted = tmp_path / "server", list[str](), list[str]()
     stores = [SqliteStore(folder, boot="boot") for _ in range(3)]
