@@ -46,6 +46,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 
 # Words, requests, cards and picture files are for the server's front and for --help, which run without torch.
 WITHOUT_TORCH = FOUNDATION | {"prompt", "tokens"}
+# The server's front stays small and alive whatever the engine does: that runs in the worker's process, and there alone.
+ENGINE_OF_THE_SERVER = "server/worker.py"
+NOT_THE_FRONTS = frozenset({"engine", "memory"})
 # The reference that Z-Image is held against is no part of Z-Image; SDXL's networks are borrowed from it.
 REFERENCE = frozenset({"diffusers", "transformers", "peft", "accelerate"})
 BORROWS_NETWORKS = "families/sdxl/"
@@ -110,6 +113,8 @@ def violations(files: Mapping[str, str]) -> list[str]:
             if top != "hwaga":
                 if top == "torch" and part in WITHOUT_TORCH:
                     wrong.append(f"{where}: {part} must not import torch")
+                if top == "torch" and part == "server" and path != ENGINE_OF_THE_SERVER:
+                    wrong.append(f"{where}: of server, only {ENGINE_OF_THE_SERVER} may import torch")
                 if top in REFERENCE and not path.startswith(BORROWS_NETWORKS):
                     wrong.append(f"{where}: only {BORROWS_NETWORKS} may import {top}")
                 continue
@@ -120,6 +125,8 @@ def violations(files: Mapping[str, str]) -> list[str]:
                     wrong.append(f"{where}: family {own_family} must not import family {family}")
                 continue
             edges[part].add(imported)
+            if part == "server" and imported in NOT_THE_FRONTS and path != ENGINE_OF_THE_SERVER:
+                wrong.append(f"{where}: of server, only {ENGINE_OF_THE_SERVER} may import {imported}")
             if part in MAY_IMPORT and imported not in MAY_IMPORT[part]:
                 wrong.append(f"{where}: {part} must not import {imported}")
     try:
@@ -156,6 +163,9 @@ def test_imports_point_one_way() -> None:
         ("server/api.py", "from hwaga.sampling.euler import euler", "server must not import sampling"),
         ("server/api.py", "import hwaga.weights", "server must not import weights"),
         ("server/api.py", "from hwaga.cli import app", "server must not import cli"),
+        ("server/api.py", "def f():\n    import torch", "of server, only server/worker.py may import torch"),
+        ("server/api.py", "from hwaga.engine import Engine", "of server, only server/worker.py may import engine"),
+        ("server/api.py", "from hwaga.memory import budget", "of server, only server/worker.py may import memory"),
         ("engine.py", "from hwaga.server import api", "engine must not import server"),
         ("engine.py", "from hwaga import Engine", "engine must not import __init__"),
         ("image_file.py", "from hwaga import __version__", "image_file must not import __init__"),
@@ -210,6 +220,7 @@ def test_what_is_allowed_passes() -> None:
         "engine.py": "from hwaga import families, prompt\nfrom hwaga.weights import lora\nimport hwaga.memory.plan",
         "cli/__init__.py": "def main():\n    from hwaga.engine import Engine\n    from hwaga.server import api",
         "server/api.py": "from hwaga import ImageRequest\nfrom hwaga.request import Step",
+        "server/worker.py": "def run():\n    from hwaga.engine import Engine\n    import torch",
     }
     assert violations(files) == []
 
@@ -237,7 +248,15 @@ sys.exit(f"loaded: {{', '.join(loaded)}}" if loaded else 0)
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
 
 
-@pytest.mark.parametrize("action", ["import hwaga", "import hwaga.cli", "import hwaga.weights.download"])
+@pytest.mark.parametrize(
+    "action",
+    [
+        "import hwaga",
+        "import hwaga.cli",
+        "import hwaga.weights.download",
+        "import hwaga.server.dispatcher, hwaga.server.store",
+    ],
+)
 def test_importing_loads_nothing_heavy(action: str) -> None:
     done = run_fresh(action)
     assert done.returncode == 0, done.stderr

@@ -23,7 +23,16 @@ is. The command line ends with exit code 2 on any of them.
     ├── PackError                 a prompt pack that is not valid
     ├── DeviceMemoryError         the device ran out of memory
     ├── SettingsError             a configuration file or environment variable that is not valid
-    └── ImageFileError            a picture that cannot be written, or that carries no Hwaga settings
+    ├── ImageFileError            a picture that cannot be written, or that carries no Hwaga settings
+    └── ServerError               the server cannot do what it was asked
+        ├── UnknownJobError       no job, picture or API key of that id
+        ├── QueueFullError        as many jobs wait as may wait
+        ├── IdempotencyConflictError  the key already stands for another request
+        ├── StaleAttemptError     the job has been taken from whoever reports on it
+        ├── StoreError            the database of jobs cannot be used
+        │   └── StoreFullError    no space for another job or picture
+        ├── WireError             server and worker do not understand each other
+        └── WorkerError           the worker process cannot start
 """
 
 from __future__ import annotations
@@ -123,3 +132,39 @@ class SettingsError(HwagaError):
 
 class ImageFileError(HwagaError):
     """A picture cannot be written, or carries no settings of ours."""
+
+
+class ServerError(HwagaError):
+    """The server cannot do what it was asked."""
+
+
+class UnknownJobError(ServerError, LookupError):
+    """No job, picture or API key has that id. It may have been removed since."""
+
+
+class QueueFullError(ServerError):
+    """As many jobs wait as may wait."""
+
+
+class IdempotencyConflictError(ServerError):
+    """The idempotency key already stands for another request of the same owner."""
+
+
+class StaleAttemptError(ServerError):
+    """The job is no longer this attempt's: it has ended, or was given to another worker. What was reported is not kept."""
+
+
+class StoreError(ServerError):
+    """The database of jobs cannot be opened, read or written."""
+
+
+class StoreFullError(StoreError):
+    """There is no space for another job or picture. What was there before is unharmed."""
+
+
+class WireError(ServerError):
+    """What server and worker sent each other is malformed or too large."""
+
+
+class WorkerError(ServerError):
+    """The worker process cannot start."""

@@ -1,0 +1,308 @@
+"""Between the store and the workers: starts a worker process for each device, hands it jobs, and tells who listens.
+
+All of it runs in one event loop, with one thread beside it for the store, so that what the store did first is heard of first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from hwaga.errors import StaleAttemptError, StoreError, UnknownJobError, WireError, WorkerError
+from hwaga.server import wire
+from hwaga.server.events import Event, Feeds
+from hwaga.server.jobs import LEASE, Job, JobStore, Kind
+from hwaga.server.process import WorkerProcess
+
+POLL = 1.0
+"""Seconds between looks at the store for what nobody here caused: jobs of other processes, leases that are over."""
+
+BACK_OFF = (1.0, 60.0)
+"""Seconds before a worker that ended is started again: at first, doubled after each start that failed, and at most."""
+
+GRACE = 10.0
+"""Seconds that a worker has to stop at a job's time limit before it is killed: a step at the largest sizes, and some more."""
+
+_EXPIRE_EVERY = 600.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Slot:
+    """A device, and what is going on there."""
+
+    device: str | None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    worker: WorkerProcess | None = None
+    ready: bool = False
+    problem: str | None = None
+    job: Job | None = None
+
+
+class Dispatcher:
+    """Draws the jobs of a store, which it owns, from ``start`` to ``stop``.
+
+    Args:
+        store: is closed at the end.
+        model, dtype: what each worker opens; by its own settings where None.
+        devices: one worker for each; None is the device of its settings.
+        job_timeout: seconds that an attempt may take.
+        keep_seconds, keep_bytes: how long ended jobs are kept, and how much room all pictures may take.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        *,
+        model: str | None = None,
+        dtype: str | None = None,
+        devices: Sequence[str | None] = (None,),
+        job_timeout: float = 600.0,
+        keep_seconds: float = 7 * 86400.0,
+        keep_bytes: int = 20 * 2**30,
+    ) -> None:
+        self.store = store
+        self._model, self._dtype, self._job_timeout = model, dtype, job_timeout
+        self._keep = (keep_seconds, keep_bytes)
+        self._slots = [_Slot(device) for device in devices]
+        self._thread = ThreadPoolExecutor(1, "jobs")
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._feeds = Feeds()
+
+    @property
+    def ready(self) -> bool:
+        """Whether jobs are being drawn."""
+        running = bool(self._tasks) and not any(task.done() for task in self._tasks)
+        return running and not self._stopping.is_set() and any(slot.ready for slot in self._slots)
+
+    @property
+    def problems(self) -> list[str]:
+        """Why workers are not ready, where one could not start."""
+        return [slot.problem for slot in self._slots if slot.problem is not None]
+
+    @property
+    def workers(self) -> int:
+        """How many jobs can be drawn at once."""
+        return len(self._slots)
+
+    async def start(self) -> None:
+        """Starts the workers, and does not wait until they are ready."""
+        self._tasks = [asyncio.create_task(self._serve(slot)) for slot in self._slots]
+        self._tasks.append(asyncio.create_task(self._look_after()))
+
+    async def stop(self, deadline: float) -> None:
+        """Takes no more jobs from the queue, and waits up to ``deadline`` seconds for those that run. What is not done by
+        then waits in the queue for the next start. Subscriptions end, and the store is closed.
+        """
+        self._stopping.set()
+        for slot, task in zip(self._slots, self._tasks, strict=False):
+            slot.wake.set()
+            if not slot.ready:
+                task.cancel()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=deadline)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        for slot in self._slots:
+            if slot.job is not None:
+                with contextlib.suppress(StaleAttemptError, StoreError):
+                    await self.call(self.store.release, slot.job.id, slot.job.attempt, lost=None)
+        self._feeds.close()
+        await self.call(self.store.close)
+        self._thread.shutdown()
+
+    async def call(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls a method of the store, in the store's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(method, *args, **kwargs))
+
+    async def submit(
+        self, kind: Kind, body: dict[str, Any], *, owner: str = "", source: bytes | None = None, key: str | None = None
+    ) -> Job:
+        """As ``JobStore.submit``; and the job is drawn as soon as it is its turn.
+
+        ``body`` is what a worker reads: "request", the fields of an ImageRequest without its picture; "number" of pictures, 1
+        unless given; "previews", whether steps come with one.
+        """
+        job = await self.call(self.store.submit, kind, body, owner=owner, source=source, key=key)
+        for slot in self._slots:
+            slot.wake.set()
+        await self._publish_places()
+        return job
+
+    async def cancel(self, job: str) -> Job:
+        """As ``JobStore.cancel``. The worker stops within one step."""
+        found = await self.call(self.store.cancel, job)
+        if found.status == "cancelled":
+            self._feeds.publish(found)
+            await self._publish_places()
+        for slot in self._slots:
+            if slot.job is not None and slot.job.id == job and slot.worker is not None:
+                slot.worker.send(wire.Cancel(job, slot.job.attempt))
+        return found
+
+    async def events(self, job: str, *, after: int = 0) -> AsyncIterator[Event]:
+        """What happens to a job until it has ended, or this stops; first the recent events whose ids are above ``after``.
+
+        Raises:
+            UnknownJobError: there is no such job.
+        """
+        feed = self._feeds.find(job)
+        if feed is None:
+            feed = self._feeds.publish(await self.call(self.store.get, job))
+            await self._publish_places()
+        async for event in self._feeds.listen(feed, after):
+            yield event
+
+    async def _publish_places(self) -> None:
+        """Tells those who listen for a job that waits of its new place."""
+        with contextlib.suppress(StoreError, UnknownJobError):  # places are told again at the next change
+            for position, job in enumerate(await self.call(self.store.queue)):
+                feed = self._feeds.find(job)
+                if feed is not None and feed.position != position:
+                    found = await self.call(self.store.get, job)
+                    if found.status == "queued":
+                        self._feeds.publish(found, position=position)
+
+    async def _look_after(self) -> None:
+        loop = asyncio.get_running_loop()
+        expire_at = loop.time()
+        while not self._stopping.is_set():
+            try:
+                if reaped := await self.call(self.store.reap):
+                    for job in reaped:
+                        self._feeds.publish(job)
+                    await self._publish_places()
+                if loop.time() >= expire_at:
+                    expire_at += _EXPIRE_EVERY
+                    await self.call(self.store.expire, *self._keep)
+            except StoreError as error:
+                _log.error("%s", error)
+            await self._pause(POLL)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _serve(self, slot: _Slot) -> None:
+        """Keeps a worker on a device, whatever happens to it."""
+        delay, longest = BACK_OFF
+        while not self._stopping.is_set():
+            code = None
+            try:
+                slot.worker = await WorkerProcess.start()
+                slot.worker.send(wire.Open(self._model, slot.device, self._dtype))
+                match await slot.worker.messages.get():
+                    case wire.Ready():
+                        slot.ready, slot.problem, delay = True, None, BACK_OFF[0]
+                        await self._work(slot, slot.worker)
+                    case wire.Failed(message=message):
+                        slot.problem = message
+                    case _:
+                        slot.problem = "The worker process ended before it was ready. The server's log says why."
+            except WorkerError as error:
+                slot.problem = str(error)
+            except Exception:  # noqa: BLE001 - a fault of ours in one job must not end the serving of all others
+                _log.exception("Serving on %s failed.", slot.device or "the default device")
+            finally:
+                slot.ready = False
+                if slot.worker is not None:
+                    code = await slot.worker.end()
+                    slot.worker = None
+            if not self._stopping.is_set():
+                _log.warning(
+                    "A worker ended (exit code %s), and starts in %g s again. %s", code, delay, slot.problem or ""
+                )
+                await self._pause(delay)
+                delay = min(2 * delay, longest)
+
+    async def _work(self, slot: _Slot, worker: WorkerProcess) -> None:
+        """Draws job after job, until this stops or the worker is of no more use."""
+        usable = True
+        while usable and not worker.gone and not self._stopping.is_set():
+            slot.wake.clear()
+            try:
+                slot.job = await self.call(self.store.claim, slot.device or "default")
+                if slot.job is not None:
+                    self._feeds.publish(slot.job)
+                    await self._publish_places()
+                    ended, usable = await self._draw(slot.job, worker)
+                    self._feeds.publish(ended)
+                    await self._publish_places()
+            except StaleAttemptError as error:  # the worker may still be drawing it
+                _log.error("%s", error)
+                usable = False
+            except StoreError as error:  # if it could not be ended, its lease will be over
+                _log.error("%s", error)
+                await self._pause(POLL)
+            if slot.job is None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(slot.wake.wait(), POLL)
+            slot.job = None
+
+    async def _draw(self, job: Job, worker: WorkerProcess) -> tuple[Job, bool]:
+        """Has one attempt drawn. Returns the job as it is then, and whether the worker can be used on."""
+        loop, store, held = asyncio.get_running_loop(), self.store, (job.id, job.attempt)
+        try:
+            source = await self.call(store.source, job.id)
+            worker.send(wire.Draw(*held, job.body, source or b""))
+        except (StoreError, WireError) as failure:
+            return await self.call(store.fail, *held, (type(failure).__name__, str(failure))), True
+        pictures: list[bytes] = []
+        limit, late, cancelled = loop.time() + self._job_timeout, False, False
+        error = (
+            "JobTimeoutError",
+            f"The job took longer than {self._job_timeout:g} s. Ask for fewer steps or pictures.",
+        )
+        while True:
+            if loop.time() >= limit:
+                if late:
+                    return await self.call(store.fail, *held, error), False
+                late, limit = True, loop.time() + GRACE
+                worker.send(wire.Cancel(*held))
+            try:
+                message = await asyncio.wait_for(worker.messages.get(), min(limit - loop.time(), LEASE / 3))
+            except TimeoutError:
+                cancelled = await self._renew(job, worker)
+                continue
+            match message:
+                case wire.Progress(step, total, preview):
+                    cancelled = await self._renew(job, worker, (step, total))
+                    self._feeds.publish(replace(job, progress=(step, total)), preview=preview)
+                case wire.Picture(data):
+                    pictures.append(data)
+                case wire.Finished():
+                    try:
+                        return await self.call(store.finish, *held, pictures), True
+                    except StoreError as failure:
+                        return await self.call(store.fail, *held, (type(failure).__name__, str(failure))), True
+                case wire.Failed(kind, text):
+                    return await self.call(store.fail, *held, (kind, text)), True
+                case wire.Stopped() if late and not cancelled:
+                    return await self.call(store.fail, *held, error), True
+                case wire.Stopped():
+                    return await self.call(store.confirm_cancel, *held), True
+                case _:
+                    return await self.call(store.release, *held, lost="the worker process ended"), False
+
+    async def _renew(self, job: Job, worker: WorkerProcess, progress: tuple[int, int] | None = None) -> bool:
+        """Holds on to a job that is being drawn. True, and the worker is told, if it has been cancelled."""
+        try:
+            cancelled = await self.call(self.store.renew, job.id, job.attempt, progress)
+        except StoreError as error:
+            _log.error("%s", error)
+            return False
+        if cancelled:
+            worker.send(wire.Cancel(job.id, job.attempt))
+        return cancelled

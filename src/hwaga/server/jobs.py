@@ -1,0 +1,159 @@
+"""What a job is, and what the server asks of whatever keeps them.
+
+A job's way:
+
+    submit ─→ queued ─ claim ─→ running ─ finish, fail, confirm_cancel ─→ succeeded, failed, cancelled
+                ↑ └─ cancel ─→ cancelled │
+                └──── release, reap ─────┘
+
+Whoever claims a job holds it by a lease, and reports on it with the number of the attempt. Once the lease is over, the job may
+be another's, and reports with the old number are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Kind = Literal["text2image", "image2image"]
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+"""States that a job never leaves."""
+
+LEASE = 15.0
+"""Seconds that a claim or renewal holds. The jobs of a server that was killed wait no longer than that for the next one."""
+
+MAX_RETRIES = 2
+"""How often a job is tried again after its worker was lost: a request that brings workers down must not do so for ever."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the store knows of a job.
+
+    Attributes:
+        id: unguessable; ids sort by the time of submission.
+        owner: id of the API key that it came with, or "" where the server asks for none.
+        body: what to draw, as JSON values; the store does not look inside.
+        created, started, finished: wall times, in seconds since the epoch. ``started`` is that of the last attempt.
+        attempt: how often it was claimed.
+        progress: steps done and steps in all, of this attempt.
+        cancel_requested: whoever holds the job should stop.
+        error: name of the error's class and message, of a failed job.
+        images: ids of the finished pictures.
+    """
+
+    id: str
+    kind: Kind
+    owner: str
+    body: dict[str, Any]
+    created: float
+    started: float | None
+    finished: float | None
+    status: Status
+    attempt: int
+    progress: tuple[int, int]
+    cancel_requested: bool
+    error: tuple[str, str] | None
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ApiKey:
+    """A key as it can be listed; the secret itself is not kept."""
+
+    id: str
+    name: str
+    created: float
+
+
+class JobStore(Protocol):
+    """What the server asks of a store. Any thread may call it. Every method raises StoreError when the store itself fails."""
+
+    def submit(
+        self, kind: Kind, body: dict[str, Any], *, owner: str = "", source: bytes | None = None, key: str | None = None
+    ) -> Job:
+        """Takes a job in. Once this returns, the job is on the disk.
+
+        Args:
+            kind, body, owner: see ``Job``.
+            source: the picture to start from.
+            key: an idempotency key of the owner. The same key and request give the same job again.
+
+        Raises:
+            QueueFullError: as many jobs wait as may wait.
+            IdempotencyConflictError: the key stands for another request.
+            StoreFullError: the disk is full.
+        """
+
+    def get(self, job: str) -> Job:
+        """The job of that id, or UnknownJobError."""
+
+    def jobs(self, *, owner: str | None = None, before: tuple[float, str] | None = None, limit: int = 50) -> list[Job]:
+        """Jobs, newest first; ``before`` is (created, id) of the last one of the page before."""
+
+    def queue(self) -> list[str]:
+        """Ids of the jobs that wait, in the order in which they will be claimed if nothing else arrives."""
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs there are of each status."""
+
+    def expected_wait(self, workers: int) -> float | None:
+        """Seconds until a job that is submitted now would start, by the run times of recent ones; None before there are any."""
+
+    def cancel(self, job: str) -> Job:
+        """Cancels a job that waits, and asks the holder of one that runs to stop. A job that has ended stays as it is."""
+
+    def claim(self, worker: str) -> Job | None:
+        """The next job, by turns of its owners, now running and held for ``LEASE`` seconds; None if none waits."""
+
+    def renew(self, job: str, attempt: int, progress: tuple[int, int] | None = None) -> bool:
+        """Holds on to a job, and notes its progress. True if it should be stopped. StaleAttemptError if it is lost."""
+
+    def finish(self, job: str, attempt: int, pictures: Sequence[bytes]) -> Job:
+        """Keeps the finished pictures, PNG, and ends the job as succeeded. StaleAttemptError or StoreFullError."""
+
+    def fail(self, job: str, attempt: int, error: tuple[str, str]) -> Job:
+        """Ends a job as failed. StaleAttemptError."""
+
+    def confirm_cancel(self, job: str, attempt: int) -> Job:
+        """Ends a job that has been stopped as cancelled. StaleAttemptError."""
+
+    def release(self, job: str, attempt: int, *, lost: str | None) -> Job:
+        """Gives a job back unfinished. It waits again, unless it was to be cancelled or was lost too often. StaleAttemptError.
+
+        Args:
+            job, attempt: what is given back.
+            lost: what happened to the worker, which counts as a loss; None if nothing did.
+        """
+
+    def reap(self) -> list[Job]:
+        """Releases, as lost, the jobs whose leases are over. Returns them as they are now."""
+
+    def source(self, job: str) -> bytes | None:
+        """The picture that a job starts from, if it has one."""
+
+    def picture(self, image: str) -> tuple[str, bytes]:
+        """A finished picture's job, and the bytes of its PNG. UnknownJobError if it is not there any more."""
+
+    def expire(self, max_age: float, max_bytes: int) -> int:
+        """Removes ended jobs with their pictures, oldest first: those older than ``max_age`` seconds, and as many as it takes
+        for all pictures to fit into ``max_bytes``. Returns how many.
+        """
+
+    def add_key(self, name: str) -> tuple[ApiKey, str]:
+        """Makes an API key. Its secret is returned here and nowhere else."""
+
+    def keys(self) -> list[ApiKey]:
+        """All API keys, oldest first."""
+
+    def remove_key(self, key: str) -> None:
+        """Ends an API key, by its id; its jobs stay. UnknownJobError."""
+
+    def owner_of(self, secret: str) -> str | None:
+        """Id of the API key that has this secret, if any has."""
+
+    def close(self) -> None:
+        """Closes the database."""

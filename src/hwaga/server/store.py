@@ -1,0 +1,447 @@
+"""Jobs that outlive the process: ``JobStore`` as an embedded SQLite database, with the pictures beside it.
+
+    jobs.sqlite3             jobs, which pictures are theirs, API keys
+    results/<xx>/<id>.png    finished pictures
+    sources/<xx>/<id>        pictures to start from, as they were sent
+
+A picture is on the disk before the row that names it, and goes after that row. So a crash may leave a file without a row, which
+the next start removes, but never a row without its file. Files are written inside the transaction that records them, so that no
+other process that starts takes a new one for one of those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import sqlite3
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+from hwaga.errors import (
+    IdempotencyConflictError,
+    ImageFileError,
+    QueueFullError,
+    StaleAttemptError,
+    StoreError,
+    StoreFullError,
+    UnknownJobError,
+)
+from hwaga.image_file import write
+from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, ApiKey, Job, Kind, Status
+
+_RECENT = 20  # finished jobs that the expected wait is measured on
+_BUSY_SECONDS = 10
+_VERSION = 1
+_SCHEMA = f"""
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of arrival, which a clock that is set back does not change
+    id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, owner TEXT NOT NULL, body TEXT NOT NULL,
+    idempotency_key TEXT, fingerprint TEXT NOT NULL,
+    created REAL NOT NULL, started REAL, finished REAL,
+    status TEXT NOT NULL DEFAULT 'queued', cancel_requested INTEGER NOT NULL DEFAULT 0,
+    attempt INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
+    worker TEXT, lease_boot TEXT, lease_until REAL,
+    step INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0,
+    error_type TEXT, error_message TEXT,
+    UNIQUE (owner, idempotency_key)
+) STRICT;
+CREATE INDEX jobs_by_status ON jobs (status, finished);
+CREATE INDEX jobs_by_age ON jobs (created, id);
+CREATE TRIGGER an_end_is_final BEFORE UPDATE ON jobs WHEN OLD.status IN {TERMINAL}
+BEGIN SELECT RAISE(ABORT, 'a job that has ended does not change'); END;
+CREATE TABLE pictures (
+    id TEXT PRIMARY KEY, job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    role TEXT NOT NULL, position INTEGER NOT NULL, bytes INTEGER NOT NULL
+) STRICT;
+CREATE INDEX pictures_by_job ON pictures (job, position);
+CREATE TABLE owners (owner TEXT PRIMARY KEY, served INTEGER NOT NULL) STRICT;
+CREATE TABLE api_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, sha256 BLOB NOT NULL, created REAL NOT NULL) STRICT;
+PRAGMA user_version = {_VERSION};
+"""
+_FULL = "The disk that holds jobs and pictures is full. Free some space; what is there already is unharmed."
+
+# First everyone's first job, then everyone's second: owners who were served longest ago (by a count of claims) before others.
+_QUEUE = """
+SELECT id FROM (
+    SELECT id, served, row_number() OVER (PARTITION BY owner ORDER BY number) AS turn,
+        min(number) OVER (PARTITION BY owner) AS first
+    FROM jobs LEFT JOIN owners USING (owner) WHERE status = 'queued'
+) ORDER BY turn, coalesce(served, 0), first
+"""
+
+
+class SqliteStore:
+    """Jobs in a folder of this machine; several threads and processes may use it at once.
+
+    Args:
+        folder: is made if it is not there.
+        queue_limit: most jobs that may wait.
+        clock, boot: the monotonic clock of leases, and what tells one start of the machine from the next.
+        wall: the clock of ``created``, ``started`` and ``finished``.
+
+    Raises:
+        StoreError: the folder cannot be used, or its database is damaged, not ours or of a newer Hwaga.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        queue_limit: int = 1000,
+        clock: Callable[[], float] = time.monotonic,
+        boot: str | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder, self._queue_limit = folder, queue_limit
+        self._clock, self._boot, self._wall = clock, boot or _boot_id(), wall
+        self._lock = threading.Lock()
+        if sqlite3.sqlite_version_info < (3, 37):
+            raise StoreError(
+                f"Serving needs SQLite 3.37; this Python has {sqlite3.sqlite_version}. Use a newer Python."
+            )
+        with _translated():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are nobody else's business
+            roles = [folder / "results", folder / "sources"]
+            for path in [role / f"{number:02x}" for role in roles for number in range(256)]:
+                path.mkdir(parents=True, exist_ok=True)
+            for path in [*roles, folder, folder.absolute().parent]:  # so that later only files need to reach the disk
+                _sync(path)
+            self._db = sqlite3.connect(
+                folder / "jobs.sqlite3", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare()
+                self._sweep()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _prepare(self) -> None:
+        self._db.row_factory = sqlite3.Row
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > _VERSION:
+            raise StoreError(
+                f"The jobs in '{self._folder}' are of a newer Hwaga (schema {version}; this one knows {_VERSION}). "
+                "Upgrade hwaga, or choose another data folder."
+            )
+        if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise StoreError(f"'{self._folder}' is on a file system without shared memory. Choose a local disk.")
+        self._db.execute("PRAGMA synchronous = FULL")  # each commit reaches the disk before it returns
+        self._db.execute("PRAGMA foreign_keys = ON")
+        with self._transaction() as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] == 0:  # asked again: another process may have been here
+                for statement in _SCHEMA.split(";\n"):
+                    db.execute(statement)
+
+    def _sweep(self) -> None:
+        """Removes files without a row: written by a process that ended before it could record them."""
+        with self._transaction() as db:
+            known = {row["id"] for row in db.execute("SELECT id FROM pictures")}
+            for path in [*self._folder.glob("results/*/*"), *self._folder.glob("sources/*/*")]:
+                if path.name.removesuffix(".png") not in known:
+                    path.unlink(missing_ok=True)
+
+    def submit(
+        self, kind: Kind, body: dict[str, Any], *, owner: str = "", source: bytes | None = None, key: str | None = None
+    ) -> Job:
+        text = json.dumps(body, sort_keys=True, allow_nan=False)
+        picture = hashlib.sha256(source).hexdigest() if source is not None else ""
+        fingerprint = hashlib.sha256(f"{kind}\n{picture}\n{text}".encode()).hexdigest()
+        with self._transaction() as db:
+            again = db.execute(
+                "SELECT id, fingerprint FROM jobs WHERE owner = ? AND idempotency_key = ?", (owner, key)
+            ).fetchone()
+            if again is not None:
+                if again["fingerprint"] != fingerprint:
+                    raise IdempotencyConflictError("This idempotency key stands for another request. Use a new key.")
+                return self._job(again["id"])
+            waiting = db.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()[0]
+            if waiting >= self._queue_limit:
+                raise QueueFullError(f"{waiting} jobs wait already, as many as may. Try again later.")
+            now = self._wall()
+            job = f"{int(now * 1000):012x}{secrets.token_hex(16)}"
+            db.execute(
+                "INSERT INTO jobs (id, kind, owner, body, idempotency_key, fingerprint, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (job, kind, owner, text, key, fingerprint, now),
+            )
+            if source is not None:
+                self._keep(job, "sources", [source])
+            return self._job(job)
+
+    def get(self, job: str) -> Job:
+        with self._reading():
+            return self._job(job)
+
+    def jobs(self, *, owner: str | None = None, before: tuple[float, str] | None = None, limit: int = 50) -> list[Job]:
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT id FROM jobs WHERE (?1 IS NULL OR owner = ?1) AND (?2 IS NULL OR (created, id) < (?2, ?3)) "
+                "ORDER BY created DESC, id DESC LIMIT ?4",
+                (owner, *(before or (None, None)), limit),
+            ).fetchall()
+            return [self._job(row["id"]) for row in rows]
+
+    def queue(self) -> list[str]:
+        with self._reading() as db:
+            return [row["id"] for row in db.execute(_QUEUE)]
+
+    def counts(self) -> dict[Status, int]:
+        with self._reading() as db:
+            found = dict(db.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall())
+        return {status: found.get(status, 0) for status in get_args(Status)}
+
+    def expected_wait(self, workers: int) -> float | None:
+        with self._reading() as db:
+            rows = db.execute(
+                "SELECT max(finished - started, 0) FROM jobs WHERE status = 'succeeded' ORDER BY finished DESC LIMIT ?",
+                (_RECENT,),
+            ).fetchall()
+            waiting = db.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()[0]
+        return statistics.median(row[0] for row in rows) * waiting / workers if rows else None
+
+    def cancel(self, job: str) -> Job:
+        with self._transaction() as db:
+            db.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND status = 'running'", (job,))
+            db.execute(
+                "UPDATE jobs SET status = 'cancelled', finished = ? WHERE id = ? AND status = 'queued'",
+                (self._wall(), job),
+            )
+            return self._job(job)
+
+    def claim(self, worker: str) -> Job | None:
+        with self._transaction() as db:
+            row = db.execute(
+                "UPDATE jobs SET status = 'running', attempt = attempt + 1, started = ?, worker = ?, lease_boot = ?, "
+                f"lease_until = ? WHERE id = ({_QUEUE} LIMIT 1) RETURNING id, owner",
+                (self._wall(), worker, self._boot, self._clock() + LEASE),
+            ).fetchone()
+            if row is None:
+                return None
+            db.execute(
+                "INSERT OR REPLACE INTO owners SELECT ?, coalesce(max(served), 0) + 1 FROM owners", (row["owner"],)
+            )
+            return self._job(row["id"])
+
+    def renew(self, job: str, attempt: int, progress: tuple[int, int] | None = None) -> bool:
+        step, total = progress or (None, None)
+        changes = "lease_boot = ?, lease_until = ?, step = coalesce(?, step), total = coalesce(?, total)"
+        with self._transaction():
+            return self._update(job, attempt, changes, self._boot, self._clock() + LEASE, step, total).cancel_requested
+
+    def finish(self, job: str, attempt: int, pictures: Sequence[bytes]) -> Job:
+        with self._transaction():
+            self._end(job, attempt, "succeeded")
+            self._keep(job, "results", pictures)
+            return self._job(job)
+
+    def fail(self, job: str, attempt: int, error: tuple[str, str]) -> Job:
+        with self._transaction():
+            return self._end(job, attempt, "failed", error)
+
+    def confirm_cancel(self, job: str, attempt: int) -> Job:
+        with self._transaction():
+            return self._end(job, attempt, "cancelled")
+
+    def release(self, job: str, attempt: int, *, lost: str | None) -> Job:
+        with self._transaction():
+            return self._release(job, attempt, lost)
+
+    def reap(self) -> list[Job]:
+        over = "SELECT id, attempt FROM jobs WHERE status = 'running' AND (lease_boot != ? OR lease_until <= ?)"
+        with self._reading() as db:  # nearly always there is nothing, and nothing needs to be written
+            if db.execute(over, (self._boot, self._clock())).fetchone() is None:
+                return []
+        with self._transaction() as db:
+            rows = db.execute(over, (self._boot, self._clock())).fetchall()
+            return [self._release(row["id"], row["attempt"], "its server stopped") for row in rows]
+
+    def source(self, job: str) -> bytes | None:
+        with self._reading() as db:
+            row = db.execute("SELECT id FROM pictures WHERE job = ? AND role = 'sources'", (job,)).fetchone()
+            return None if row is None else self._path("sources", row["id"]).read_bytes()
+
+    def picture(self, image: str) -> tuple[str, bytes]:
+        with self._reading() as db:
+            row = db.execute("SELECT id, job FROM pictures WHERE id = ? AND role = 'results'", (image,)).fetchone()
+            if row is None:
+                raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
+            return row["job"], self._path("results", row["id"]).read_bytes()
+
+    def expire(self, max_age: float, max_bytes: int) -> int:
+        with self._transaction() as db:
+            oldest = self._wall() - max_age
+            total = db.execute("SELECT coalesce(sum(bytes), 0) FROM pictures").fetchone()[0]
+            ended = db.execute(
+                "SELECT jobs.id, finished, coalesce(sum(bytes), 0) AS bytes FROM jobs LEFT JOIN pictures ON job = jobs.id "
+                f"WHERE status IN {TERMINAL} GROUP BY jobs.number ORDER BY finished, jobs.number"
+            ).fetchall()
+            files, removed = [], 0
+            for row in ended:
+                if row["finished"] < oldest or (total > max_bytes and row["bytes"]):
+                    pictures = db.execute("SELECT role, id FROM pictures WHERE job = ?", (row["id"],))
+                    files += [self._path(picture["role"], picture["id"]) for picture in pictures]
+                    db.execute("DELETE FROM jobs WHERE id = ?", (row["id"],))
+                    total, removed = total - row["bytes"], removed + 1
+        for path in files:
+            with contextlib.suppress(OSError):  # what stays has no row now, and goes at the next start
+                path.unlink()
+        return removed
+
+    def add_key(self, name: str) -> tuple[ApiKey, str]:
+        key = ApiKey(secrets.token_hex(6), name, self._wall())
+        secret = f"hwaga_{key.id}_{secrets.token_urlsafe(32)}"
+        with self._transaction() as db:
+            db.execute("INSERT INTO api_keys VALUES (?, ?, ?, ?)", (key.id, name, _digest(secret), key.created))
+        return key, secret
+
+    def keys(self) -> list[ApiKey]:
+        with self._reading() as db:
+            return [ApiKey(*row) for row in db.execute("SELECT id, name, created FROM api_keys ORDER BY created, id")]
+
+    def remove_key(self, key: str) -> None:
+        with self._transaction() as db:
+            if not db.execute("DELETE FROM api_keys WHERE id = ?", (key,)).rowcount:
+                raise UnknownJobError(f"There is no API key {key!r}. List the keys to see their ids.")
+
+    def owner_of(self, secret: str) -> str | None:
+        key = secret[len("hwaga_") :].partition("_")[0] if secret.isascii() else ""
+        with self._reading() as db:
+            row = db.execute("SELECT sha256 FROM api_keys WHERE id = ?", (key,)).fetchone()
+        # A secret is 256 random bits, so that a plain digest of it gives nothing to guess at.
+        return key if row is not None and hmac.compare_digest(row["sha256"], _digest(secret)) else None
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _translated():
+            yield self._db
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and on the disk at its end. Takes the right to write at once, since asking for it later may fail."""
+        with self._reading() as db:
+            self._written: list[Path] = []
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                try:
+                    yield db
+                except BaseException:
+                    for path in self._written:
+                        path.unlink(missing_ok=True)
+                    raise
+                # When this fails, the disk may hold the transaction all the same: its files stay, and the next start decides.
+                db.execute("COMMIT")
+            finally:
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+
+    def _job(self, job: str) -> Job:
+        row = self._db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
+        if row is None:
+            raise UnknownJobError("There is no job of that id. It may have been removed by its age.")
+        images = self._db.execute(
+            "SELECT id FROM pictures WHERE job = ? AND role = 'results' ORDER BY position", (job,)
+        )
+        return Job(
+            id=row["id"],
+            kind=row["kind"],
+            owner=row["owner"],
+            body=json.loads(row["body"]),
+            created=row["created"],
+            started=row["started"],
+            finished=row["finished"],
+            status=row["status"],
+            attempt=row["attempt"],
+            progress=(row["step"], row["total"]),
+            cancel_requested=bool(row["cancel_requested"]),
+            error=None if row["error_type"] is None else (row["error_type"], row["error_message"]),
+            images=tuple(image["id"] for image in images),
+        )
+
+    def _update(self, job: str, attempt: int, changes: str, *values: object) -> Job:
+        """Changes a running job, if it is still this attempt's."""
+        changed = self._db.execute(
+            f"UPDATE jobs SET {changes} WHERE id = ? AND attempt = ? AND status = 'running'", (*values, job, attempt)
+        )
+        if not changed.rowcount:
+            raise StaleAttemptError(f"Attempt {attempt} of job {job} is over. Stop working on it.")
+        return self._job(job)
+
+    def _end(self, job: str, attempt: int, status: Status, error: tuple[str, str] | None = None) -> Job:
+        changes = "status = ?, finished = ?, error_type = ?, error_message = ?"
+        return self._update(job, attempt, changes, status, self._wall(), *(error or (None, None)))
+
+    def _release(self, job: str, attempt: int, lost: str | None) -> Job:
+        row = self._db.execute("SELECT cancel_requested, lost FROM jobs WHERE id = ?", (job,)).fetchone()
+        if row is not None and row["cancel_requested"]:
+            return self._end(job, attempt, "cancelled")
+        if row is not None and lost is not None and row["lost"] >= MAX_RETRIES:
+            message = f"The job was tried {row['lost'] + 1} times, and at last {lost}."
+            return self._end(job, attempt, "failed", ("WorkerError", message))
+        changes = "status = 'queued', started = NULL, step = 0, total = 0, lost = lost + ?"
+        return self._update(job, attempt, changes, lost is not None)
+
+    def _keep(self, job: str, role: str, pictures: Sequence[bytes]) -> None:
+        """Writes and records pictures. Their ids are drawn, and no part of a path comes from outside."""
+        for position, data in enumerate(pictures):
+            picture = secrets.token_hex(16)
+            path = self._path(role, picture)
+            self._written.append(path)
+            write(path, data)
+            self._db.execute("INSERT INTO pictures VALUES (?, ?, ?, ?, ?)", (picture, job, role, position, len(data)))
+
+    def _path(self, role: str, picture: str) -> Path:
+        return self._folder / role / picture[:2] / (f"{picture}.png" if role == "results" else picture)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """What SQLite and the disk say, as errors of ours; a fault in this module stays what it is."""
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"):
+            raise StoreFullError(_FULL) from error
+        raise StoreError(f"The database of jobs failed: {error}. See to its disk, or choose another folder.") from error
+    except ImageFileError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFullError(_FULL) from error
+        raise StoreError(str(error)) from error
+    except OSError as error:
+        raise StoreError(f"'{error.filename}' cannot be used: {error.strerror}. Choose another folder.") from error
+
+
+def _boot_id() -> str:
+    # The monotonic clock begins anew with each start of the machine. Where the system does not tell its starts apart, each
+    # process is its own: the leases of another one then count as over, and the numbers of attempts keep the two apart.
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return secrets.token_hex(16)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("ascii")).digest()
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
