@@ -45,17 +45,43 @@ def test_unknown_names_list_near_ones(library: LoraLibrary) -> None:
 
 
 def test_a_model_s_file_that_is_absent(library: LoraLibrary, tmp_path: Path) -> None:
-    with pytest.raises(LoraError, match="Fetch the model again"):
+    with pytest.raises(LoraError, match="Fetch mini again"):
         library.find("flat", replace(MINI, folder=tmp_path))
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "a\\b", "-a", "a b", "a:1", "a\0", "x" * 65, ".hidden"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "a\\b", "-a", "a b", "a:1", "a\0", "x" * 65, ".hidden", "𝕏" * 64]
+)
 def test_names_that_cannot_be(library: LoraLibrary, name: str) -> None:
     with pytest.raises(LoraError, match="cannot be called"):
         library.add(FLAT, name)
     with pytest.raises(LoraError, match="There is no LoRA"):
         library.find(name, MINI)
     assert not library.folder.exists()
+
+
+def test_a_file_put_into_the_folder_by_hand(library: LoraLibrary) -> None:
+    library.folder.mkdir(parents=True)
+    (library.folder / (unicodedata.normalize("NFD", "수묵화") + ".safetensors")).write_bytes(FLAT.read_bytes())
+    (library.folder / "my lora v2.safetensors").write_bytes(FLAT.read_bytes())
+    assert set(library.entries()) == {"수묵화", "my lora v2"}
+    assert library.find("수묵화", MINI).is_file()
+    library.remove("my lora v2")
+    library.remove("수묵화")
+    assert library.entries() == {}
+
+
+def test_a_name_that_a_model_uses(library: LoraLibrary) -> None:
+    with pytest.raises(LoraError, match="A model has a LoRA flat of its own"):
+        library.add(FLAT, taken={"flat"})
+
+
+def test_a_link_to_nothing(library: LoraLibrary, tmp_path: Path) -> None:
+    library.add(FLAT, "mine").file.unlink()
+    (library.folder / "mine.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(LoraError, match="Remove it, and add it again"):
+        library.find("mine", MINI)
+    library.remove("mine")
 
 
 def test_a_name_that_is_taken(library: LoraLibrary) -> None:

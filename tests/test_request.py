@@ -37,6 +37,10 @@ def test_a_lora_as_wrong_text(text: str) -> None:
     ("field", "value", "error"),
     [
         ("loras", "flat", LoraError),
+        ("loras", 3, LoraError),
+        ("loras", None, LoraError),
+        ("avoid", 3, RequestError),
+        ("composed", {"prompt": "a"}, RequestError),
         ("loras", [3], LoraError),
         ("loras", ["flat", "flat:0.5"], LoraError),
         ("loras", [f"l{k}" for k in range(17)], LoraError),
@@ -101,6 +105,15 @@ def test_other_words_are_composed_anew() -> None:
         assert done.replace(**change).composed is None
 
 
-def test_a_composed_prompt_is_text() -> None:
+@pytest.mark.parametrize("prompt", [" ", 3, "a \ud800"])
+def test_a_composed_prompt_is_text(prompt: Any) -> None:
     with pytest.raises(PromptError):
-        Composed(" ")
+        Composed(prompt)
+
+
+@pytest.mark.parametrize(
+    "part", [{"loras": "xyz"}, {"loras": ("flat",)}, {"style": 5}, {"industry": []}, {"notes": "abc"}]
+)
+def test_a_composition_of_a_strange_form(part: dict[str, Any]) -> None:
+    with pytest.raises(RequestError):
+        Composed("a cat", **part)

@@ -8,7 +8,6 @@ own, and a path to any card file works as a model's name. A checkpoint folder wi
 from __future__ import annotations
 
 import json
-import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -324,6 +323,11 @@ def _card(table: _Table, folder: Path) -> ModelCard:
         own_words_only=table.get("own_words_only", bool, False),
     )
     table.close()
+    loras = [Path(style.lora).stem for style in card.styles.values() if style.lora is not None]
+    if len(set(loras)) < len({style.lora for style in card.styles.values() if style.lora is not None}):
+        raise CardError(
+            "Two of the styles' LoRAs are called alike, in different folders. Requests name them by their files' names."
+        )
     for part in card.download.parts if card.download else ():
         if part not in card.parts:
             raise CardError(f"download.parts.{part} is none of the model's parts. They are {', '.join(card.parts)}.")
@@ -378,8 +382,8 @@ def _style(table: _Table) -> Style:
         weight=float(table.get("weight", (int, float), 1.0)),
         wording=table.get("wording", str) if "wording" in table.values else None,
     )
-    if style.lora is not None and not math.isfinite(style.weight):
-        raise CardError(f"{table.where}weight must be a finite number.")
+    if not -10 <= style.weight <= 10:
+        raise CardError(f"{table.where}weight must be from -10 to 10, not {style.weight:g}.")
     if style.lora is not None and (Path(style.lora).is_absolute() or ".." in Path(style.lora).parts):
         raise CardError(f"{table.where}lora must lie below the card's folder, not at {style.lora!r}.")
     table.close()

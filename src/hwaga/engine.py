@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -19,18 +19,29 @@ from PIL import Image
 from torch import Tensor
 
 from hwaga.cards import ModelCard, find_card
-from hwaga.errors import CardError, CheckpointError, DeviceError, DeviceMemoryError, LoraError, RequestError, SizeError
+from hwaga.errors import (
+    CardError,
+    CheckpointError,
+    DeviceError,
+    DeviceMemoryError,
+    LoraError,
+    ModelError,
+    RequestError,
+    SizeError,
+)
 from hwaga.families import find_family
 from hwaga.families.family import Model, Progress
 from hwaga.loras import LoraLibrary
 from hwaga.memory.budget import process_memory
 from hwaga.prompt import Library, compose
-from hwaga.request import MAX_SEED, Composed, ImageRequest, MemoryUse, Result, Step, Timings
+from hwaga.request import MAX_SEED, Composed, ImageRequest, LoraUse, MemoryUse, Result, Step, Timings
 from hwaga.sampling.euler import euler
 from hwaga.settings import Settings
 from hwaga.weights.checkpoint import file_digest
 from hwaga.weights.lora import LoraFile
 from hwaga.weights.verified import Verified
+
+FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -69,16 +80,24 @@ class Engine:
     Attributes:
         card: what the model is.
         settings: where LoRAs and prompt packs lie.
+        precision: how the large weights are kept: "full" as the dtype, or the name of fewer bits.
         device, dtype: where and in which number format the networks run.
     """
 
     def __init__(
-        self, card: ModelCard, model: Model, device: torch.device, dtype: torch.dtype, settings: Settings
+        self,
+        card: ModelCard,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: str,
+        settings: Settings,
     ) -> None:
         self.card = card
         self.settings = settings
         self.device = device
         self.dtype = dtype
+        self.precision = precision
         self._model: Model | None = model
 
     @classmethod
@@ -88,6 +107,7 @@ class Engine:
         *,
         device: str | None = None,
         dtype: str | None = None,
+        precision: str | None = None,
         progress: Progress | None = None,
         settings: Settings | None = None,
     ) -> Engine:
@@ -97,6 +117,7 @@ class Engine:
             model: a model's name, a checkpoint folder, a card file or a card; the settings' model when left out.
             device: "cuda", "cuda:1", "mps", "cpu"; the settings' device, or the fastest present.
             dtype: "bfloat16" or "float32"; the settings' dtype, or bfloat16 on a GPU and float32 on the CPU.
+            precision: "int8", "fp8" or "int4" to keep the large weights in fewer bits, "full" for the dtype; the settings'.
             progress: called with (bytes loaded, bytes in all) while weights are read.
             settings: read from the environment when left out.
 
@@ -108,6 +129,10 @@ class Engine:
         card, chosen_device, chosen_dtype = choose(
             model or settings.model, device or settings.device, dtype or settings.dtype, settings
         )
+        precision = precision or settings.precision
+        offered = (FULL, *find_family(card.family).precisions)
+        if precision not in offered:
+            raise DeviceError(f"The precision must be one of {', '.join(offered)}, not {precision!r}.")
         if not card.present:
             raise CheckpointError(
                 f"{card.name} is not on this machine: {card.folder} holds no model. "
@@ -126,12 +151,13 @@ class Engine:
                 device=chosen_device,
                 dtype=chosen_dtype,
                 lora_bytes=settings.lora_bytes,
+                precision=None if precision == FULL else precision,
                 progress=progress,
             )
         channels = opened.latent_shape(*card.default_size)[0]
         if card.preview is not None and len(card.preview) != channels + 1:
             raise CardError(f"{card.name} has {channels} latent channels, so preview needs {channels + 1} rows.")
-        return cls(card, opened, chosen_device, chosen_dtype, settings)
+        return cls(card, opened, chosen_device, chosen_dtype, precision, settings)
 
     def close(self) -> None:
         """Lets go of the weights. The engine makes no more pictures; a stream that is under way keeps them to its end."""
@@ -177,9 +203,10 @@ class Engine:
             raise RequestError("There is no request in the batch. Give at least one.")
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        with _memory_refused(self.device):
+        with _memory_refused(self.device, model.forget):
             start = self._now()
-            adapters = [model.adapters([(lora.file, lora.weight) for lora in job.loras]) for job in jobs]
+            used = {job.loras: model.adapters([(lora.file, lora.weight) for lora in job.loras]) for job in jobs}
+            adapters = [used[job.loras] for job in jobs]
             # Pictures that share a prompt and its LoRAs share its encoding.
             prompts = list(dict.fromkeys(zip((tuple(job.token_ids) for job in jobs), adapters, strict=True)))
             encoded_prompts = model.encode_prompts([ids for ids, _ in prompts], [own for _, own in prompts])
@@ -212,6 +239,7 @@ class Engine:
                 model=self.card.name,
                 weights=model.weights_digest,
                 device=(self.device.type, str(self.dtype).removeprefix("torch.")),
+                precision=self.precision,
                 loras={lora.name: lora.digest for lora in job.loras},
                 tokens=len(job.token_ids),
                 timings=timings,
@@ -253,7 +281,7 @@ class Engine:
         request = self._composed(model, request, limit)
         width, height = self._size(model, request)
         loras = LoraLibrary(self.settings.loras)
-        files = [(lora, loras.find(lora.name, self.card)) for lora in request.model_loras]
+        found = [_find_lora(loras, lora, self.card) for lora in request.model_loras]
         resolved = request.replace(
             width=width,
             height=height,
@@ -266,7 +294,7 @@ class Engine:
             token_ids=model.tokenize(request.model_prompt, limit),
             shape=model.latent_shape(width, height),
             schedule=schedule,
-            loras=tuple(_Lora(lora.name, lora.weight, file, file_digest([file])) for lora, file in files),
+            loras=tuple(found),
         )
 
     def _composed(self, model: Model, request: ImageRequest, token_limit: int) -> ImageRequest:
@@ -385,7 +413,7 @@ def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
         try:
             find_family(card.family).check_lora(card.folder, file)
             fits[card.name] = None
-        except LoraError as error:
+        except (LoraError, ModelError) as error:  # a model that is half there fits nothing yet
             fits[card.name] = str(error)
     return fits
 
@@ -419,12 +447,21 @@ def _find_dtype(name: str | None, offered: Sequence[str], device: torch.device) 
     return cast(torch.dtype, getattr(torch, name))
 
 
+def _find_lora(library: LoraLibrary, lora: LoraUse, card: ModelCard) -> _Lora:
+    file = library.find(lora.name, card)
+    try:
+        return _Lora(lora.name, lora.weight, file, file_digest([file]))
+    except OSError as error:
+        raise LoraError(f"The LoRA {file} cannot be read: {error.strerror}.") from error
+
+
 @contextmanager
-def _memory_refused(device: torch.device) -> Iterator[None]:
-    """Says what torch's out-of-memory errors mean, and gives what its allocator hoards back to the device."""
+def _memory_refused(device: torch.device, forget: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Says what torch's out-of-memory errors mean, and gives what is kept or hoarded back to the device."""
     try:
         yield
     except torch.OutOfMemoryError as error:
+        forget()
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(device)
         raise DeviceMemoryError(

@@ -68,6 +68,7 @@ def made_with(result: Result) -> dict[str, Any]:
         "weights": result.weights,
         "device": device,
         "dtype": dtype,
+        **({"precision": result.precision} if result.precision != "full" else {}),
         **({"loras": dict(result.loras)} if result.loras else {}),
         "request": result.request.to_json(),
     }

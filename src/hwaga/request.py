@@ -76,8 +76,12 @@ class Composed:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str) or not self.prompt.strip():
-            raise PromptError(f"A composed prompt must be text, not {self.prompt!r}.")
+        _check_prompt(self.prompt)
+        names = all(name is None or isinstance(name, str) for name in (self.style, self.industry))
+        loras = isinstance(self.loras, tuple) and all(isinstance(lora, LoraUse) for lora in self.loras)
+        notes = isinstance(self.notes, tuple) and all(isinstance(note, str) for note in self.notes)
+        if not (names and loras and notes):
+            raise RequestError(f"A composed prompt's style, industry, LoRAs or notes are of a wrong form: {self!r}.")
 
 
 @dataclass(frozen=True)
@@ -133,16 +137,7 @@ class ImageRequest:
     composed: Composed | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.prompt, str):
-            raise PromptError(f"The prompt must be text, not {type(self.prompt).__name__}.")
-        if not self.prompt.strip():
-            raise PromptError("The prompt is empty. Say what the picture should show.")
-        try:
-            self.prompt.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise PromptError(
-                f"The prompt has a lone surrogate at character {error.start}, which is not text. Send it as UTF-8."
-            ) from error
+        _check_prompt(self.prompt)
         self._check_words()
         if (self.width is None) != (self.height is None):
             raise SizeError("Give width and height together, or neither.")
@@ -180,11 +175,13 @@ class ImageRequest:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise StyleError(f"The {name} must be a name, not {value!r}.")
-        if isinstance(self.avoid, str) or not all(isinstance(item, str) for item in self.avoid):
+        if not _is_list(self.avoid) or not all(isinstance(item, str) for item in self.avoid):
             raise RequestError(f"avoid must be a list of texts, not {self.avoid!r}.")
         if not isinstance(self.style_fallback, bool):
             raise RequestError(f"style_fallback must be true or false, not {self.style_fallback!r}.")
-        if isinstance(self.loras, str):
+        if self.composed is not None and not isinstance(self.composed, Composed):
+            raise RequestError(f"composed must be a Composed, not {self.composed!r}.")
+        if not _is_list(self.loras):
             raise LoraError(f"loras must be a list, not {self.loras!r}.")
         loras = tuple(LoraUse.parse(lora) if isinstance(lora, str) else lora for lora in self.loras)
         if not all(isinstance(lora, LoraUse) for lora in loras):
@@ -355,6 +352,7 @@ class Result:
         model: name of the model's card.
         weights: tells the checkpoint from others of that name.
         device: device type and number format that it was made with, such as ("cpu", "float32").
+        precision: how the large weights were kept: "full", or in fewer bits.
         loras: for each LoRA that it was drawn with, what tells its file from others of that name.
         tokens: tokens of the prompt, chat template included.
         timings: seconds by phase.
@@ -367,6 +365,7 @@ class Result:
     model: str
     weights: str
     device: tuple[str, str]
+    precision: str
     loras: Mapping[str, str]
     tokens: int
     timings: Timings
@@ -379,6 +378,23 @@ def _uses(loras: tuple[LoraUse, ...]) -> list[dict[str, Any]]:
 
 def _from_uses(values: Any) -> tuple[LoraUse, ...]:
     return tuple(LoraUse(**value) for value in values)
+
+
+def _check_prompt(prompt: object) -> None:
+    if not isinstance(prompt, str):
+        raise PromptError(f"The prompt must be text, not {type(prompt).__name__}.")
+    if not prompt.strip():
+        raise PromptError("The prompt is empty. Say what the picture should show.")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"The prompt has a lone surrogate at character {error.start}, which is not text. Send it as UTF-8."
+        ) from error
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _is_int(value: object) -> bool:

@@ -3,6 +3,7 @@
     HWAGA_MODEL       model       the model used when none is named; "mini", the bundled one, unless set
     HWAGA_DEVICE      device      "cuda", "cuda:1", "mps" or "cpu"; the fastest present unless set
     HWAGA_DTYPE       dtype       "bfloat16" or "float32"; what suits the device unless set
+    HWAGA_PRECISION   precision   "int8", "fp8" or "int4" keep the large weights in fewer bits; "full" unless set
     HWAGA_DATA_DIR    data_dir    where models are kept; the platform's data folder unless set
     HWAGA_PACKS_DIR   packs_dir   a folder of your own styles and industries; only the built-in ones unless set
     HWAGA_LORA_CACHE  lora_cache  memory for LoRAs that wait to be used again, such as "512 MiB"; 1 GiB unless set
@@ -30,6 +31,7 @@ class Settings:
     model: str = "mini"
     device: str | None = None
     dtype: str | None = None
+    precision: str = "full"
     data_dir: str = ""
     packs_dir: str = ""
     lora_cache: str = "1 GiB"

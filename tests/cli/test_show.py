@@ -98,7 +98,9 @@ def test_other_weights_of_the_same_name_are_told(hwaga: Command) -> None:
 
 
 @pytest.mark.parametrize("change", [{"loras": 3}, {"request": {"prompt": "x", "loras": 3}},
-                                    {"request": {"prompt": "x", "composed": [1]}}])  # fmt: skip
+                                    {"request": {"prompt": "x", "composed": [1]}}, {"request": {"prompt": "x", "avoid": [1]}},
+                                    {"request": {"prompt": "x", "loras": [{"name": "a", "weight": "b"}]}},
+                                    {"request": {"prompt": "x", "composed": [["prompt", "b"]], "loras": [{}]}}])  # fmt: skip
 def test_loras_of_a_strange_form_are_refused(hwaga: Command, change: dict[str, Any]) -> None:
     made = {
         "version": "0",

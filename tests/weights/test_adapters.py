@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hwaga.weights.adapters import Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank, adapted, plain
+from hwaga.weights.adapters import MOST_JOINED, Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank, adapted, plain
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -40,7 +40,6 @@ def test_deltas_on_some_rows(weight: float) -> None:
     x = random(5, 12)
     wanted = linear.weight.detach().clone()
     for rows, delta in zip(places, DELTAS, strict=True):
-        assert delta.shape == (6, 12)
         wanted[rows] += weight * matrix(delta)
     with torch.no_grad():
         out = adapted([Adapters({linear: scaled})], [5])(linear, x)
@@ -104,3 +103,16 @@ def test_combining_keeps_the_parts_as_they_are() -> None:
     assert set(both.by_linear) == {linear, other}
     assert all(torch.equal(a, b) for a, b in zip(before, first.by_linear[linear].tensors(), strict=True))
     assert first.nbytes == 4 * (3 * 12 + 6 * 3)
+
+
+def test_a_delta_of_a_large_rank_keeps_to_its_rows() -> None:
+    linear = nn.Linear(600, 18, bias=False)
+    large = LowRank(random(MOST_JOINED + 1, 600) / 600, random(6, MOST_JOINED + 1))
+    adapter = LinearAdapter.of([(slice(6, 12), large)], 18)
+    assert sum(tensor.numel() for tensor in adapter.tensors()) == (MOST_JOINED + 1) * (600 + 6)
+    wanted = linear.weight.detach().clone()
+    wanted[6:12] -= 0.5 * matrix(large)
+    x = random(3, 600)
+    with torch.no_grad():
+        out = adapted([Adapters({linear: LinearAdapter.combined([(adapter, -0.5)])})], [3])(linear, x)
+    torch.testing.assert_close(out, x @ wanted.T, atol=1e-4, rtol=1e-4)

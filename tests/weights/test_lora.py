@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hwaga.errors import LoraError
+from hwaga.loras import LoraLibrary
 from hwaga.weights.adapters import Adapters
 from hwaga.weights.checkpoint import FusedLinear
 from hwaga.weights.layouts import Layout
@@ -112,6 +113,8 @@ def test_what_is_no_number_is_named(value: float, refusal: Callable[[Mapping[str
     bad = GOOD["attn.to_q.lora_B.weight"].clone()
     bad[3, 1] = value
     assert "attn.to_q.lora_B.weight holds NaN or infinity" in refusal(GOOD | {"attn.to_q.lora_B.weight": bad})
+    whole = {"attn.to_q.lokr_w1": torch.ones(1, 1), "attn.to_q.lokr_w2": torch.full((8, 8), value)}
+    assert "attn.to_q.lokr_w2 holds NaN or infinity" in refusal(whole)
     alpha = {"attn.to_q.alpha": torch.tensor(value)}
     assert "attn.to_q.alpha holds NaN or infinity" in refusal(GOOD | alpha)
 
@@ -130,13 +133,66 @@ def test_kinds_that_are_not_computed(refusal: Callable[[Mapping[str, Tensor]], s
     assert "twice over" in refusal(GOOD | pair("transformer.attn.to_q", 8))
 
 
+def test_one_layer_under_two_names(
+    network: Network, targets: dict[str, LoraTarget], tmp_path: Path, refusal: Callable[[Mapping[str, Tensor]], str]
+) -> None:
+    """A fused layer beside all of its parts repeats them; beside some of them it is another LoRA, whose rest would be lost."""
+    fused = pair("attn.qkv", 16, rank=3)
+    assert "holds attn.qkv and, under another name, a part of it (attn.to_q)" in refusal(GOOD | fused)
+    parts = pair("attn.to_q", 8) | pair("attn.to_k", 4) | pair("attn.to_v", 4)
+    both = LoraFile.read(save(tmp_path / "both.safetensors", parts | fused)).load(targets, CPU, torch.float32)
+    joined = both.by_linear[network.qkv].joined
+    assert joined is not None
+    assert len(joined.down) == 6, "two ranks of each part, and none of the fused layer's three"
+
+
+def test_layers_that_nothing_listens_to_are_accepted(network: Network, tmp_path: Path) -> None:
+    known = lora_targets([(network, (THEIRS,))], unused={"attn2_": "attn_"})
+    path = save(tmp_path / "all.safetensors", GOOD | pair("attn2.to_q", 8) | pair("attn2.to_out.0", 6))
+    loaded = LoraFile.read(path).load(known, CPU, torch.float32)
+    assert set(loaded.by_linear) == {network.qkv, network.out}
+    path = save(tmp_path / "other.safetensors", GOOD | pair("attn2.to_x", 8))
+    with pytest.raises(LoraError, match=r"holds attn2\.to_x"):
+        LoraFile.read(path).match(known)
+
+
 def test_two_spellings_of_one_key(refusal: Callable[[Mapping[str, Tensor]], str]) -> None:
     assert "attn.to_q.lora_down.weight twice over" in refusal(GOOD | {"attn.to_q.lora_down.weight": torch.ones(2, 8)})
 
 
+def test_an_alpha_that_means_nothing(targets: dict[str, LoraTarget], tmp_path: Path) -> None:
+    """LoKr of two whole matrices: trainers write a huge alpha, which float16 holds as infinity, and no reader uses it."""
+    whole = {"attn.to_q.lokr_w1": torch.ones(1, 1), "attn.to_q.lokr_w2": torch.ones(8, 8),
+             "attn.to_q.alpha": torch.tensor(float("inf")).half()}  # fmt: skip
+    LoraFile.read(save(tmp_path / "whole.safetensors", whole)).load(targets, CPU, torch.float32)
+
+
+def test_alphas_that_make_no_number(refusal: Callable[[Mapping[str, Tensor]], str]) -> None:
+    huge = GOOD | {"attn.to_q.lora_B.weight": torch.full((8, 2), 1e30), "attn.to_q.alpha": torch.tensor(1e30)}
+    assert "its alpha makes values too large" in refusal(huge)
+    assert "is no matrix but [0, 8]" in refusal(pair("attn.to_q", 8, rank=0) | {"attn.to_q.alpha": torch.tensor(4.0)})
+
+
+def test_the_configuration_that_peft_writes_beside_a_file(targets: dict[str, LoraTarget], tmp_path: Path) -> None:
+    path = save(tmp_path / "adapter_model.safetensors", GOOD)
+    alone = LoraFile.read(path).load(targets, CPU, torch.float32)
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 6, "r": 2, "alpha_pattern": {"to_out.0": 1}}')
+    ups = []
+    for file in (path, LoraLibrary(tmp_path / "library").add(path, "copy").file):
+        loaded = LoraFile.read(file).load(targets, CPU, torch.float32)
+        ups.append([adapter.joined.up.max().item() for adapter in loaded.by_linear.values() if adapter.joined])
+    assert ups == [[0.5, 3.0]] * 2
+    assert [adapter.joined.up.max().item() for adapter in alone.by_linear.values() if adapter.joined] == [1.0, 1.0]
+
+
 @pytest.mark.parametrize(
-    "note", ["{", "[]", '{"lora_alpha": "8"}', '{"alpha_pattern": 3, "lora_alpha": 1}', "[" * 9999]
-)
+    "note",
+    [
+        "{", "[]", '{"lora_alpha": "8"}', '{"alpha_pattern": 3, "lora_alpha": 1}', "[" * 9999, '{"lora_alpha": NaN}',
+        '{"lora_alpha": 1' + "0" * 400 + "}", '{"lora_alpha": true}', '{"lora_alpha": 1, "alpha_pattern": {"(": 1}}',
+        '{"lora_alpha": 1, "alpha_pattern": {"(_|_?)*!": 1}}',
+    ],
+)  # fmt: skip
 def test_notes_of_peft_that_cannot_be_read(note: str, tmp_path: Path) -> None:
     save_file(GOOD, tmp_path / "noted.safetensors", {"lora_adapter_metadata": note})
     with pytest.raises(LoraError, match="lora_adapter_metadata cannot be read"):

@@ -39,6 +39,9 @@ Number = Annotated[
 MaxTokens = Annotated[int | None, typer.Option(help="Raise the prompt's limit of 512 tokens, up to 960.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu (by default the fastest present).")]
 Dtype = Annotated[str | None, typer.Option(help="bfloat16 or float32 (by default what suits the device).")]
+Precision = Annotated[
+    str | None, typer.Option(help="full, or int8, fp8, int4: keep the large weights in fewer bits, to save memory.")
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print everything about the pictures as JSON instead of their paths.")
 ]
@@ -62,6 +65,7 @@ def text2image(
     max_tokens: MaxTokens = None,
     device: Device = None,
     dtype: Dtype = None,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Make a picture from words. Prints the path of each picture."""
@@ -81,7 +85,7 @@ def text2image(
         seed=seed,
         max_tokens=max_tokens,
     )
-    run(request, output, number, model=model, device=device, dtype=dtype, as_json=as_json)
+    run(request, output, number, model=model, device=device, dtype=dtype, precision=precision, as_json=as_json)
 
 
 def image2image(
@@ -112,6 +116,7 @@ def image2image(
     max_tokens: MaxTokens = None,
     device: Device = None,
     dtype: Dtype = None,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Make a picture from a picture and words. Its size is the picture's own unless one is given."""
@@ -135,7 +140,7 @@ def image2image(
         seed=seed,
         max_tokens=max_tokens,
     )
-    run(request, output, number, model=model, device=device, dtype=dtype, as_json=as_json)
+    run(request, output, number, model=model, device=device, dtype=dtype, precision=precision, as_json=as_json)
 
 
 def _loras(given: list[str] | None) -> tuple[LoraUse, ...]:
@@ -164,6 +169,7 @@ def run(
     model: str | None,
     device: str | None,
     dtype: str | None,
+    precision: str | None,
     as_json: bool,
 ) -> None:
     """Makes and writes ``number`` pictures of a request, one after the other, and reports each once it is on disk."""
@@ -175,8 +181,9 @@ def run(
             from hwaga.engine import Engine  # brings torch, which is not imported for a command that fails before
 
             with Engine.open(
-                model, device=device, dtype=dtype, progress=lambda done, total: bar.show("Loading weights", done, total)
-            ) as engine:
+                model, device=device, dtype=dtype, precision=precision,
+                progress=lambda done, total: bar.show("Loading weights", done, total),
+            ) as engine:  # fmt: skip
                 resolved = engine.resolve(request)
                 for note in resolved.composed.notes if resolved.composed else ():
                     say(note)
@@ -224,6 +231,7 @@ def describe(path: Path, result: Result) -> dict[str, Any]:
         "weights": result.weights,
         "device": device,
         "dtype": dtype,
+        "precision": result.precision,
         "prompt": result.request.model_prompt,
         "loras": dict(result.loras),
         "tokens": result.tokens,

@@ -39,7 +39,10 @@ def add(
 
         fits = check_lora(file, present)
         bar.show("Copying", 0, None)
-        entry = LoraLibrary(settings.loras).add(file, name)
+        taken = {
+            Path(style.lora).stem for card in (chosen, *cards.values()) for style in card.styles.values() if style.lora
+        }
+        entry = LoraLibrary(settings.loras).add(file, name, taken=taken)
     if as_json:
         print_json(_describe(entry) | {"fits": {model: reason is None for model, reason in fits.items()}})
         return

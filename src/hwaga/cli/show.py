@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -49,14 +49,16 @@ def show(
 
 
 def _rows(settings: dict[str, Any]) -> list[tuple[str, Any]]:
-    request = dict(settings["request"])
-    composed = request.pop("composed", {})
-    if composed:
-        request["composed"] = composed.get("prompt", "")
-    loras = {lora["name"]: lora["weight"] for lora in [*composed.get("loras", []), *request.pop("loras", [])]}
-    digests = settings.get("loras", {})
+    request, digests = dict(settings["request"]), settings.get("loras", {})
+    words = _words(request)
+    for name in ("composed", "loras"):
+        request.pop(name, None)
     rows = list(request.items())
-    rows += [("lora", f"{name}:{weight:g} ({digests.get(name, 'unknown')})") for name, weight in loras.items()]
+    if words.composed:
+        rows.append(("composed", words.composed.prompt))
+    rows += [
+        ("lora", f"{lora.name}:{lora.weight:g} ({digests.get(lora.name, 'unknown')})") for lora in words.model_loras
+    ]
     rows += [(name, value) for name, value in settings.items() if name not in ("request", "loras")]
     return [(name, _cell(name, value)) for name, value in rows]
 
@@ -64,7 +66,13 @@ def _rows(settings: dict[str, Any]) -> list[tuple[str, Any]]:
 def _cell(name: str, value: Any) -> Any:
     if name == "image":
         return f"{value['name']} (sha256 {value['sha256'][:12]}…)"
-    return ", ".join(value) if isinstance(value, list) else value
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _words(request: dict[str, Any]) -> ImageRequest:
+    """The words and LoRAs of a request, without what else it may hold."""
+    names = ("composed", "loras", "avoid", "style", "industry", "use")
+    return ImageRequest.from_json({"prompt": "any", **{name: request[name] for name in names if name in request}})
 
 
 def _checked(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
@@ -74,11 +82,10 @@ def _checked(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
     texts = [settings.get(name) for name in ("version", "model", "weights", "device", "dtype")]
     if not isinstance(source, dict) or not all(isinstance(text, str) for text in texts):
         raise ImageFileError(f"The settings in {file} are not those of a picture. Give the picture as it was made.")
-    words = {name: request[name] for name in ("composed", "loras") if name in request} if request else {}
     try:
         if not isinstance(settings.get("loras", {}), dict):
             raise RequestError("its LoRAs are no table.")
-        ImageRequest.from_json({"prompt": "any", **words})
+        _words(cast("dict[str, Any]", request))
     except RequestError as error:
         raise ImageFileError(f"The settings in {file} are damaged: {error}") from error
     if source and not all(isinstance(source.get(name), str) for name in ("name", "sha256")):
@@ -113,6 +120,7 @@ def _rerun(
 
         with Engine.open(
             model or settings["model"], device=device or settings["device"], dtype=dtype or settings["dtype"],
+            precision=str(settings.get("precision", "full")),
             progress=lambda done, total: bar.show("Loading weights", done, total),
         ) as engine:  # fmt: skip
             for event in engine.stream(request):

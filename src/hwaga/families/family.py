@@ -43,6 +43,9 @@ class Model(Protocol):
     def adapters(self, loras: Sequence[tuple[Path, float]]) -> Any:
         """What LoRA files add at their weights: the same object for the same ones, None for none. Raises LoraError."""
 
+    def forget(self) -> None:
+        """Gives back the memory of whatever is kept in case it is used again."""
+
     def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Any]) -> list[Any]:
         """Conditioning for each list of token ids with its adapters."""
 
@@ -84,6 +87,9 @@ class Family(Protocol):
     dtypes: Sequence[str]
     """Number formats that the networks may run in."""
 
+    precisions: Sequence[str]
+    """Fewer bits that the large weights may be kept in, the best first."""
+
     def open(
         self,
         folder: Path,
@@ -91,9 +97,18 @@ class Family(Protocol):
         device: torch.device,
         dtype: torch.dtype,
         lora_bytes: int,
+        precision: str | None = None,
         progress: Progress | None = None,
     ) -> Model:
-        """Loads a checkpoint. Of LoRAs, ``lora_bytes`` are kept on the device. Raises CheckpointError for whatever is wrong."""
+        """Loads a checkpoint. Raises CheckpointError for whatever is wrong with it.
+
+        Args:
+            folder: the checkpoint.
+            device, dtype: where the networks run, and in which number format.
+            lora_bytes: of LoRAs that are kept on the device.
+            precision: how the large weights are kept, of ``precisions``; as the dtype where None.
+            progress: see ``Progress``.
+        """
 
     def check_lora(self, folder: Path, lora: Path) -> None:
         """Raises LoraError where a LoRA file is not for the checkpoint in a folder, of which no weights are read."""

@@ -38,9 +38,14 @@ class LowRank:
     down: Tensor
     up: Tensor
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.up.shape[0], self.down.shape[1]
+    def tensors(self) -> list[Tensor]:
+        return [self.down, self.up]
+
+    def scaled(self, weight: float) -> LowRank:
+        return LowRank(self.down, self.up * weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x, self.down), self.up)
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,8 @@ class Kronecker:
     left: Tensor
     right: Tensor
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.left.shape[0] * self.right.shape[0], self.left.shape[1] * self.right.shape[1]
+    def tensors(self) -> list[Tensor]:
+        return [self.left, self.right]
 
     def scaled(self, weight: float) -> Kronecker:
         return Kronecker(self.left * weight, self.right)
@@ -77,9 +81,8 @@ class Full:
 
     weight: Tensor
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.weight.shape[0], self.weight.shape[1]
+    def tensors(self) -> list[Tensor]:
+        return [self.weight]
 
     def scaled(self, weight: float) -> Full:
         return Full(self.weight * weight)
@@ -89,7 +92,10 @@ class Full:
 
 
 Delta = LowRank | Kronecker | Full
-"""What is added to a weight, or to some rows of it."""
+"""What is added to a weight, or to some rows of it. Called with ``[tokens, in]``, each gives ``[tokens, out]``."""
+
+MOST_JOINED = 256
+"""Ranks of a delta above which zeros for the rows of its neighbours would take more memory than the delta."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +103,13 @@ class LinearAdapter:
     """All that is added to one linear layer.
 
     Attributes:
-        low_rank: every low-rank delta as one, of all their ranks together: an ``up`` holds zeros outside of the rows that it
+        joined: the low-rank deltas as one, of all their ranks together: an ``up`` holds zeros outside of the rows that it
             stands for. Two products of a quick shape are worth more than those zeros, which are few beside the weights.
-        others: output rows and delta.
+        others: output rows and delta, of other kinds and of ranks above ``MOST_JOINED``.
     """
 
-    low_rank: LowRank | None
-    others: tuple[tuple[slice, Kronecker | Full], ...]
+    joined: LowRank | None
+    others: tuple[tuple[slice, Delta], ...]
 
     @classmethod
     def of(cls, deltas: Iterable[tuple[slice, Delta]], rows: int) -> LinearAdapter:
@@ -114,7 +120,7 @@ class LinearAdapter:
         """
         low_rank, others = list[LowRank](), []
         for place, delta in deltas:
-            if isinstance(delta, LowRank):
+            if isinstance(delta, LowRank) and len(delta.down) <= MOST_JOINED:
                 up = delta.up.new_zeros(rows, delta.up.shape[1])
                 up[place] = delta.up
                 low_rank.append(LowRank(delta.down, up))
@@ -125,30 +131,28 @@ class LinearAdapter:
     @classmethod
     def combined(cls, parts: Sequence[tuple[LinearAdapter, float]]) -> LinearAdapter:
         """Several adapters of one layer, each with a weight."""
-        low_rank = [LowRank(part.low_rank.down, part.low_rank.up * weight) for part, weight in parts if part.low_rank]
+        low_rank = [part.joined.scaled(weight) for part, weight in parts if part.joined]
         others = tuple((place, delta.scaled(weight)) for part, weight in parts for place, delta in part.others)
         return cls(_joined(low_rank), others)
 
     def write(self, out: Tensor, x: Tensor) -> None:
         """Writes what is added for ``x`` over ``out``, ``[tokens, out]``."""
-        if self.low_rank is None:
+        if self.joined is None:
             out.zero_()
         else:
-            torch.mm(F.linear(x, self.low_rank.down), self.low_rank.up.t(), out=out)
+            torch.mm(F.linear(x, self.joined.down), self.joined.up.t(), out=out)
         for place, delta in self.others:
             out[:, place] += delta(x)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that is held."""
-        held = [] if self.low_rank is None else [self.low_rank.down, self.low_rank.up]
-        for _, other in self.others:
-            held += [other.left, other.right] if isinstance(other, Kronecker) else [other.weight]
-        return held
+        deltas = [delta for _, delta in self.others] + ([] if self.joined is None else [self.joined])
+        return [tensor for delta in deltas for tensor in delta.tensors()]
 
 
 def _joined(low_rank: Sequence[LowRank]) -> LowRank | None:
-    if not low_rank:
-        return None
+    if len(low_rank) < 2:
+        return low_rank[0] if low_rank else None
     return LowRank(torch.cat([each.down for each in low_rank]), torch.cat([each.up for each in low_rank], dim=1))
 
 

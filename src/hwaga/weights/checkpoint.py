@@ -195,13 +195,20 @@ class Blueprint(Generic[Network]):
         return cls(network, _sources(wanted, _piece_rows(network), stored, layout, folder))
 
     def load(
-        self, *, device: torch.device, dtype: torch.dtype, progress: Callable[[int], None] | None = None
+        self,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        replace: Callable[[str, nn.Linear, Tensor], nn.Linear | None] | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Network:
         """Fills the network and hands it over; a blueprint loads once.
 
         Args:
             device: where the weights go.
             dtype: the format that they are converted to on the way.
+            replace: given the name of a linear layer, the layer and its weight, another layer to stand in its place with a
+                weight of its own, or None to leave it.
             progress: told the stored bytes of each weight once it is there.
 
         Raises:
@@ -222,7 +229,13 @@ class Blueprint(Generic[Network]):
                         part.copy_(_read(files[piece.file], piece))
                 if not torch.isfinite(weight).all():
                     raise CheckpointError(_not_finite(pieces, files, dtype))
-                setattr(module, last, nn.Parameter(weight, requires_grad=False))
+                other = None
+                if replace is not None and isinstance(module, nn.Linear) and last == "weight":
+                    other = replace(owner, module, weight)
+                if other is None:
+                    setattr(module, last, nn.Parameter(weight, requires_grad=False))
+                else:
+                    self.network.set_submodule(owner, other)
                 if progress is not None:
                     progress(sum(piece.nbytes for piece in pieces))
         return self.network.eval()

@@ -12,7 +12,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hwaga.errors import LoraError
+from hwaga.loras import PEFT_CONFIG, PEFT_NOTE
 from hwaga.weights.adapters import Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank
 from hwaga.weights.checkpoint import PICKLES, FusedLinear
 from hwaga.weights.layouts import Layout
@@ -53,27 +54,30 @@ class LoraTarget:
     """A place for a LoRA: a linear layer of ours, or some rows of it.
 
     Attributes:
-        linear: the layer.
+        linear: the layer; None for one of the reference that is not built here, as nothing listens to it.
         name: what it is called in our network; for messages.
         rows: the output rows that the file's layer stands for.
         layout: place of the layout that the name is from.
     """
 
-    linear: nn.Linear
+    linear: nn.Linear | None
     name: str
     rows: slice
     layout: int
 
     @property
-    def shape(self) -> tuple[int, int]:
-        return self.rows.stop - self.rows.start, self.linear.in_features
+    def shape(self) -> tuple[int, int] | None:
+        return None if self.linear is None else (self.rows.stop - self.rows.start, self.linear.in_features)
 
 
-def lora_targets(networks: Iterable[tuple[nn.Module, Sequence[Layout]]]) -> dict[str, LoraTarget]:
+def lora_targets(
+    networks: Iterable[tuple[nn.Module, Sequence[Layout]]], unused: Mapping[str, str] | None = None
+) -> dict[str, LoraTarget]:
     """Every linear layer of some networks, by each name that a layout gives it, with underscores for dots.
 
     Args:
         networks: each with its layouts, the one whose names count first at the front.
+        unused: beginnings of names that stand for layers which are not built, and of those that they are like.
     """
     targets: dict[str, LoraTarget] = {}
     for network, layouts in networks:
@@ -92,6 +96,10 @@ def lora_targets(networks: Iterable[tuple[nn.Module, Sequence[Layout]]]) -> dict
                     if known.endswith("_to_out_0"):  # some trainers leave out the list that diffusers keeps it in
                         targets.setdefault(known.removesuffix("_0"), target)
                     start += size
+    for missing, like in (unused or {}).items():
+        for name in [name for name in targets if name.startswith(like)]:
+            absent = missing + name.removeprefix(like)
+            targets.setdefault(absent, replace(targets[name], linear=None, name=absent))
     return targets
 
 
@@ -117,12 +125,12 @@ class LoraFile:
     Attributes:
         path: the file.
         groups: by layer name with underscores for dots, prefixes included.
-        config: what peft noted about it ("r", "lora_alpha", …), without the network's prefix; often empty.
+        alphas: what peft noted about it, by the network's prefix; often empty.
     """
 
     path: Path
     groups: Mapping[str, _Group]
-    config: Mapping[str, Any]
+    alphas: Mapping[str, _Alphas]
 
     @classmethod
     def read(cls, path: Path) -> LoraFile:
@@ -161,7 +169,7 @@ class LoraFile:
         broken = [complaint for group in groups.values() if (complaint := _complaint(group))]
         if broken:
             raise LoraError(f"{path.name} is not whole: {_listed(broken, '; ')}. Fetch or export it again.")
-        return cls(path, groups, _peft_config(path, metadata))
+        return cls(path, groups, _peft_alphas(path, metadata))
 
     def match(self, targets: Mapping[str, LoraTarget]) -> list[tuple[LoraTarget, _Group]]:
         """The place of each layer.
@@ -177,11 +185,12 @@ class LoraFile:
                 unmatched.append(next(iter(group.keys.values())))
                 continue
             others = found.setdefault(target.name, [])
+            shape = target.shape or _shape(group)
             if any(other.rows == target.rows and other.layout == target.layout for other, _ in others):
                 doubled.append(group.stem)
             others.append((target, group))
-            if _shape(group) != target.shape:
-                wanted = " x ".join(map(str, target.shape))
+            if _shape(group) != shape:
+                wanted = " x ".join(map(str, shape))
                 misshapen.append(f"{group.stem} is {' x '.join(map(str, _shape(group)))} and the layer is {wanted}")
         if len(unmatched) + len(misshapen) == len(self.groups):
             detail = _listed(misshapen, "; ") if misshapen else f"there is no {_listed(unmatched)}"
@@ -192,14 +201,7 @@ class LoraFile:
             raise LoraError(f"{self.path.name} does not fit this model: {_listed(misshapen, '; ')}.")
         if doubled:
             raise LoraError(f"{self.path.name} holds {_listed(doubled)} twice over, in two spellings. Export it again.")
-        # Some trainers write a layer under the names of two layouts: q, k and v each, and fused once more. The second set
-        # repeats the first.
-        return [
-            (target, group)
-            for places in found.values()
-            for target, group in places
-            if target.layout == min(other.layout for other, _ in places)
-        ]
+        return [place for places in found.values() for place in _without_repeats(self.path, places)]
 
     def load(self, targets: Mapping[str, LoraTarget], device: torch.device, dtype: torch.dtype) -> Adapters:
         """Reads the values and makes them ready for a device.
@@ -209,38 +211,47 @@ class LoraFile:
         """
         matched = self.match(targets)
         deltas: dict[nn.Linear, list[tuple[slice, Delta]]] = {}
-        finite: dict[str, Tensor] = {}
+        finite: list[Tensor] = []
         try:
             with safe_open(self.path, framework="pt", device="cpu") as file:
                 for target, group in matched:
-                    # alpha is read here and now, which a device would have to be waited for
-                    places = {role: "cpu" if role == "alpha" else device for role in group.keys}
-                    tensors = {role: file.get_tensor(key).to(places[role]) for role, key in group.keys.items()}
-                    finite |= {group.keys[role]: tensor.isfinite().all().to(device) for role, tensor in tensors.items()}
-                    delta = _delta(tensors, self._scale(group, tensors), dtype)
+                    if target.linear is None:
+                        continue
+                    scale = self._scale(group, file)
+                    tensors = {
+                        role: file.get_tensor(key).to(device) for role, key in group.keys.items() if role != "alpha"
+                    }
+                    delta = _delta(tensors, scale, dtype)
+                    finite += [tensor.isfinite().all() for tensor in delta.tensors()]
                     deltas.setdefault(target.linear, []).append((target.rows, delta))
+                # One wait for the device, not one for each tensor.
+                if finite and not torch.stack(finite).all():
+                    raise LoraError(f"{self.path.name}: {self._not_finite(file)}. The file is damaged.")
         except (SafetensorError, OSError) as error:
             raise LoraError(f"{self.path} cannot be read: {error}. Fetch it again.") from error
-        if not torch.stack(list(finite.values())).all():  # one wait for the device, not one for each tensor
-            bad = [key for key, fine in finite.items() if not fine]
-            raise LoraError(f"{self.path.name}: {_listed(bad)} holds NaN or infinity. The file is damaged.")
         return Adapters({linear: LinearAdapter.of(found, linear.out_features) for linear, found in deltas.items()})
 
-    def _scale(self, group: _Group, tensors: Mapping[str, Tensor]) -> float:
+    def _scale(self, group: _Group, file: Any) -> float:
         """What the delta is multiplied with: alpha / rank, 1 where there is no alpha."""
         rank = _rank(group)
-        if rank is None:  # LoKr of two whole matrices has no rank, and its trainers ignore alpha
+        if rank is None:  # LoKr of two whole matrices has no rank, and what its trainers write for alpha means nothing
             return 1.0
-        if "alpha" in tensors:
-            # LyCORIS writes an alpha of 0 where it was trained without.
-            return (tensors["alpha"].item() or rank) / rank
-        if "lora_alpha" not in self.config:
-            return 1.0
-        dotted = group.stem.removeprefix("base_model.model.").removeprefix("transformer.").removeprefix("text_encoder.")
-        patterns = self.config.get("alpha_pattern") or {}
-        fitting = [value for pattern, value in patterns.items() if re.match(rf"(?:.*\.)?(?:{pattern})$", dotted)]
-        alpha = fitting[0] if fitting else self.config["lora_alpha"]
-        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+        if "alpha" in group.keys:
+            scale = float(file.get_tensor(group.keys["alpha"]).item()) / rank
+        else:
+            network = next((prefix for prefix in self.alphas if _dotted(group.stem).startswith(prefix)), None)
+            scale = (
+                1.0 if network is None else self.alphas[network].scale(_dotted(group.stem).removeprefix(network), rank)
+            )
+        if not math.isfinite(scale):
+            key = group.keys.get("alpha", f"the alpha of {group.stem}")
+            raise LoraError(f"{self.path.name}: {key} holds NaN or infinity. The file is damaged.")
+        return scale
+
+    def _not_finite(self, file: Any) -> str:
+        keys = [key for group in self.groups.values() for role, key in group.keys.items() if role != "alpha"]
+        bad = [key for key in keys if not torch.isfinite(file.get_tensor(key)).all()]
+        return f"{_listed(bad)} holds NaN or infinity" if bad else "its alpha makes values too large for a number"
 
 
 class LoraCache:
@@ -262,6 +273,10 @@ class LoraCache:
     def nbytes(self) -> int:
         """Bytes that are kept on the device."""
         return sum(adapters.nbytes for adapters in self._kept.values())
+
+    def clear(self) -> None:
+        """Lets go of all of them."""
+        self._kept.clear()
 
     def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
         """What LoRAs at some weights add together; the same object for the same ones, None for none.
@@ -319,19 +334,69 @@ def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     return {key: shape for key, (_, shape) in formats.items()}, metadata
 
 
-def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    text = metadata.get("lora_adapter_metadata")
+@dataclass(frozen=True)
+class _Alphas:
+    """peft's note of a network's alphas.
+
+    Attributes:
+        alpha: of the layers that no pattern names.
+        by_layer: ends of layer names, and their alphas.
+        root: the scale divides by the rank's square root ("rank-stabilised").
+    """
+
+    alpha: float
+    by_layer: Mapping[str, float]
+    root: bool
+
+    def scale(self, layer: str, rank: int) -> float:
+        own = [alpha for name, alpha in self.by_layer.items() if layer == name or layer.endswith(f".{name}")]
+        return (own[0] if own else self.alpha) / (math.sqrt(rank) if self.root else rank)
+
+
+def _peft_alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, _Alphas]:
+    """The note in a file that diffusers wrote, or in the ``adapter_config.json`` that peft writes beside its own."""
+    text, source = metadata.get(PEFT_NOTE), PEFT_NOTE
+    beside = path.with_name(PEFT_CONFIG)
+    if text is None and path.name.startswith("adapter_model.") and beside.is_file():
+        text, source = beside.read_text(encoding="utf-8", errors="replace"), PEFT_CONFIG
     if text is None:
         return {}
     try:
         values = json.loads(text)
-        config = {str(key).removeprefix("transformer."): value for key, value in values.items()}
-        numbers = [config.get("lora_alpha", 1), *(config.get("alpha_pattern") or {}).values()]
-        if not all(isinstance(number, int | float) for number in numbers):
-            raise TypeError("an alpha is no number")
-    except (ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise LoraError(f"{path.name}: its lora_adapter_metadata cannot be read ({error}). Export it again.") from error
-    return config
+        if not isinstance(values, dict):
+            raise TypeError("no table")
+        networks = {key.rpartition("lora_alpha")[0] for key in values if key.endswith("lora_alpha")}
+        return {network: _alphas(values, network) for network in sorted(networks, reverse=True)}
+    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+        raise LoraError(f"{path.name}: its {source} cannot be read ({error}). Export it again.") from error
+
+
+def _alphas(values: Mapping[str, Any], network: str) -> _Alphas:
+    by_layer = values.get(f"{network}alpha_pattern") or {}
+    strange = [name for name in by_layer if not re.fullmatch(r"[\w.-]+", name)]
+    if strange:
+        raise ValueError(f"alpha_pattern holds {strange[0]!r}, which is no layer's name")
+    alphas = [values[f"{network}lora_alpha"], *by_layer.values()]
+    if any(isinstance(alpha, bool) or not math.isfinite(alpha) for alpha in alphas):
+        raise ValueError("an alpha is no number")
+    named = dict(zip(by_layer, map(float, alphas[1:]), strict=True))
+    return _Alphas(float(alphas[0]), named, values.get(f"{network}use_rslora") is True)
+
+
+def _without_repeats(path: Path, places: list[tuple[LoraTarget, _Group]]) -> list[tuple[LoraTarget, _Group]]:
+    """The groups of one layer, each of its rows once.
+
+    Some trainers write a layer under the names of two layouts: q, k and v each, and fused once more, which repeats them.
+    """
+    first = min(target.layout for target, _ in places)
+    kept = [(target, group) for target, group in places if target.layout == first]
+    covered = {row for target, _ in kept for row in range(target.rows.start, target.rows.stop)}
+    for target, group in places:
+        if target.layout != first and not covered.issuperset(range(target.rows.start, target.rows.stop)):
+            raise LoraError(
+                f"{path.name} holds {group.stem} and, under another name, a part of it ({kept[0][1].stem}). Export it again."
+            )
+    return kept
 
 
 def _complaint(group: _Group) -> str | None:
@@ -343,7 +408,7 @@ def _complaint(group: _Group) -> str | None:
     whole = roles in ({"down", "up"}, loha) or (w1 and w2 and all(role.startswith("lokr") for role in roles))
     if not whole:
         return f"{group.stem} has {', '.join(sorted(group.keys.values())) or 'nothing'} alone"
-    flat = [role for role in roles if len(group.shapes[role]) != 2]
+    flat = [role for role in group.keys if role != "alpha" and len(group.shapes[role]) != 2 or 0 in group.shapes[role]]
     if flat:
         return f"{group.keys[flat[0]]} is no matrix but {list(group.shapes[flat[0]])}"
     if "alpha" in group.keys and math.prod(group.shapes["alpha"]) != 1:
@@ -383,7 +448,8 @@ def _delta(tensors: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> D
     """The delta of one layer. Products are formed in float32, and rounded once."""
     full = {role: tensor.float() for role, tensor in tensors.items()}
     if "up" in full:
-        return LowRank(full["down"].to(dtype), (full["up"] * scale).to(dtype))
+        # Copied, since a tensor that is read on the CPU is the file's own memory, and the file may be replaced.
+        return LowRank(full["down"].to(dtype, copy=True), (full["up"] * scale).to(dtype))
     if "hada_w1_a" in full:
         a1, b1, a2, b2 = (full[f"hada_{name}"] for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
         rank, out, width = a1.shape[1] * a2.shape[1], a1.shape[0], b1.shape[1]
@@ -397,7 +463,7 @@ def _delta(tensors: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> D
     left, right = (
         full[name] if name in full else full[f"{name}_a"] @ full[f"{name}_b"] for name in ("lokr_w1", "lokr_w2")
     )
-    return Kronecker((left * scale).to(dtype), right.to(dtype))
+    return Kronecker((left * scale).to(dtype), right.to(dtype, copy=True))
 
 
 def _target(name: str, targets: Mapping[str, LoraTarget]) -> LoraTarget | None:
@@ -408,6 +474,10 @@ def _target(name: str, targets: Mapping[str, LoraTarget]) -> LoraTarget | None:
             return None
         name = name.removeprefix(prefix)
     return targets[name]
+
+
+def _dotted(stem: str) -> str:
+    return stem.removeprefix("base_model.model.")
 
 
 def _underscored(name: str) -> str:

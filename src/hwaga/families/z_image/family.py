@@ -22,6 +22,12 @@ from hwaga.weights.checkpoint import Blueprint, read_config, weights_digest
 from hwaga.weights.config import ConfigValues
 from hwaga.weights.layouts import AUTOENCODER, Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
 from hwaga.weights.lora import LoraCache, LoraFile, LoraTarget, lora_targets
+from hwaga.weights.quantize import PRECISIONS, quantizing
+
+IN_TRANSFORMER = r"(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention|feed_forward)\.\w+"
+IN_TEXT_ENCODER = r"layers\.\d+\.(?:self_attn|mlp)\.\w+"
+"""The linear layers that may be kept in fewer bits: nearly all weights. Embedders, modulation and the final layer are few, and
+every token of every step passes through their errors."""
 
 
 class ZImageModel:
@@ -61,6 +67,9 @@ class ZImageModel:
 
     def count_tokens(self, prompt: str) -> int:
         return len(self.tokenizer.ids(prompt))
+
+    def forget(self) -> None:
+        self.loras.clear()
 
     def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
         return self.loras.adapters(loras)
@@ -124,6 +133,7 @@ class ZImage:
     """The family; see ``families.family.Family``. float16 is left out: too narrow for this transformer's activations."""
 
     dtypes = ("bfloat16", "float32")
+    precisions = tuple(PRECISIONS)
 
     def open(
         self,
@@ -132,6 +142,7 @@ class ZImage:
         device: torch.device,
         dtype: torch.dtype,
         lora_bytes: int,
+        precision: str | None = None,
         progress: Progress | None = None,
     ) -> ZImageModel:
         configs = _Configs.read(folder)
@@ -150,6 +161,8 @@ class ZImage:
         autoencoder = Blueprint.read(lambda: Autoencoder(configs.autoencoder), folder / "vae", AUTOENCODER)
         total = text_encoder.stored_bytes + transformer.stored_bytes + autoencoder.stored_bytes
         loaded = 0
+        kept = PRECISIONS[precision] if precision else None
+        painter, reader = (quantizing(names, kept) if kept else None for names in (IN_TRANSFORMER, IN_TEXT_ENCODER))
 
         def advance(size: int) -> None:
             nonlocal loaded
@@ -159,8 +172,8 @@ class ZImage:
 
         return ZImageModel(
             tokenizer,
-            text_encoder.load(device=device, dtype=dtype, progress=advance),
-            transformer.load(device=device, dtype=dtype, progress=advance),
+            text_encoder.load(device=device, dtype=dtype, replace=reader, progress=advance),
+            transformer.load(device=device, dtype=dtype, replace=painter, progress=advance),
             autoencoder.load(device=device, dtype=dtype, progress=advance),
             shift,
             weights_digest([folder / part for part in ("text_encoder", "transformer", "vae")]),
@@ -201,11 +214,13 @@ class _Configs:
 
 
 def _lora_targets(text_encoder: Qwen3Encoder, transformer: ZImageTransformer) -> dict[str, LoraTarget]:
+    last = text_encoder.config.layers - 1
     return lora_targets(
         [
             (transformer, (z_image_transformer(transformer.config.patch), Z_IMAGE_ORIGINAL)),
             (text_encoder, (qwen3_encoder(text_encoder.config.layers),)),
-        ]
+        ],
+        unused={f"layers_{last}_self_attn_": "layers_0_self_attn_", f"layers_{last}_mlp_": "layers_0_mlp_"},
     )
 
 

@@ -1,0 +1,128 @@
+"""Weights of linear layers in fewer bits. Products are still computed in the model's number format: a weight is written out for
+each product and dropped after it.
+
+    int8   one byte and a scale for each row
+    fp8    one byte (e4m3) and a scale for each row
+    int4   half a byte, and a scale and an offset for each 64 weights of a row
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwaga.weights.checkpoint import FusedLinear
+
+GROUP = 64
+"""Weights of a row that share a scale, in int4."""
+
+ROWS_AT_ONCE = 2048
+"""Rows that are quantised at a time: the work takes a few times their memory in float32."""
+
+_SMALLEST = 1e-30
+_FP8_MOST = 448.0
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A way to keep weights.
+
+    Attributes:
+        name: what it is called.
+        bits: for a weight, scales included, of a row that is long beside ``GROUP``.
+        encode: float32 ``[rows, width]`` to what is kept.
+        decode: what is kept, and the width, to ``[rows, width]`` in the dtype of the scales.
+    """
+
+    name: str
+    bits: float
+    encode: Callable[[Tensor], tuple[Tensor, ...]]
+    decode: Callable[[tuple[Tensor, ...], int], Tensor]
+
+
+def _rounded(scale: Tensor) -> Tensor:
+    """A scale as bfloat16 holds it, still in float32: codes are chosen for the scale that they are multiplied with."""
+    return scale.bfloat16().float().clamp_min(_SMALLEST)
+
+
+def _encode_int8(weight: Tensor) -> tuple[Tensor, ...]:
+    scale = _rounded(weight.abs().amax(1, keepdim=True) / 127)
+    return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def _encode_fp8(weight: Tensor) -> tuple[Tensor, ...]:
+    scale = _rounded(weight.abs().amax(1, keepdim=True) / _FP8_MOST)
+    return (weight / scale).clamp(-_FP8_MOST, _FP8_MOST).to(torch.float8_e4m3fn), scale
+
+
+def _decode_rows(kept: tuple[Tensor, ...], width: int) -> Tensor:
+    codes, scale = kept
+    assert codes.shape[1] == width
+    return codes.to(scale.dtype).mul_(scale)
+
+
+def _encode_int4(weight: Tensor) -> tuple[Tensor, ...]:
+    groups = F.pad(weight, (0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    low = groups.amin(-1, keepdim=True).bfloat16().float()
+    scale = _rounded((groups.amax(-1, keepdim=True) - low) / 15)
+    codes = ((groups - low) / scale).round().clamp(0, 15).to(torch.uint8)
+    even, odd = codes.unflatten(-1, (-1, 2)).unbind(-1)
+    return even | odd << 4, scale, low
+
+
+def _decode_int4(kept: tuple[Tensor, ...], width: int) -> Tensor:
+    packed, scale, low = kept
+    codes = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
+    return codes.to(scale.dtype).mul_(scale).add_(low).flatten(1)[:, :width]
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("int8", 8.0, _encode_int8, _decode_rows),
+        Precision("fp8", 8.0, _encode_fp8, _decode_rows),
+        Precision("int4", 4.0 + 32 / GROUP, _encode_int4, _decode_int4),
+    )
+}
+"""By name, the best first. At one byte, whole numbers lie closer to the weights than e4m3 does."""
+
+
+def quantizing(names: str, precision: Precision) -> Callable[[str, nn.Linear, Tensor], nn.Linear | None]:
+    """For ``Blueprint.load``: keeps the linear layers whose names match a pattern, as a whole, in fewer bits."""
+    pattern = re.compile(names)
+
+    def replace(name: str, linear: nn.Linear, weight: Tensor) -> nn.Linear | None:
+        return QuantizedLinear(linear, weight, precision) if pattern.fullmatch(name) else None
+
+    return replace
+
+
+class QuantizedLinear(FusedLinear):
+    """A linear layer whose weight is kept in fewer bits, and written out whenever it is asked for.
+
+    Args:
+        linear: the layer that it replaces; its bias is taken over.
+        weight: its weight, on the device and in the dtype that products are computed in.
+    """
+
+    def __init__(self, linear: nn.Linear, weight: Tensor, precision: Precision) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.outs = linear.outs if isinstance(linear, FusedLinear) else (linear.out_features,)
+        self.precision = precision
+        self.bias = linear.bias
+        runs = [precision.encode(rows.float()) for rows in weight.split(ROWS_AT_ONCE)]
+        codes, *scales = (torch.cat(parts) for parts in zip(*runs, strict=True))
+        self.kept = nn.ParameterList(
+            nn.Parameter(part, requires_grad=False) for part in (codes, *(scale.to(weight.dtype) for scale in scales))
+        )
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """``[out, in]`` in the model's number format."""
+        return self.precision.decode(tuple(self.kept), self.in_features)
