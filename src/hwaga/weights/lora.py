@@ -408,7 +408,9 @@ def _complaint(group: _Group) -> str | None:
     whole = roles in ({"down", "up"}, loha) or (w1 and w2 and all(role.startswith("lokr") for role in roles))
     if not whole:
         return f"{group.stem} has {', '.join(sorted(group.keys.values())) or 'nothing'} alone"
-    flat = [role for role in group.keys if role != "alpha" and len(group.shapes[role]) != 2 or 0 in group.shapes[role]]
+    flat = [
+        role for role in group.keys if (role != "alpha" and len(group.shapes[role]) != 2) or 0 in group.shapes[role]
+    ]
     if flat:
         return f"{group.keys[flat[0]]} is no matrix but {list(group.shapes[flat[0]])}"
     if "alpha" in group.keys and math.prod(group.shapes["alpha"]) != 1:
