@@ -34,6 +34,15 @@ def test_a_rerun_is_identical(hwaga: Command) -> None:
     assert Path("fox.png").read_bytes() == Path("fox-rerun.png").read_bytes()
 
 
+def test_a_rerun_keeps_to_the_precision(hwaga: Command) -> None:
+    hwaga("text2image", "a fox", "--steps", 2, "--precision", "int8", "-o", "fox.png")
+    assert read_settings("fox.png")["precision"] == "int8"
+    assert "Identical" in hwaga("show", "fox.png", "--rerun").err
+    hwaga("text2image", "a fox", "--steps", 2, "-o", "whole.png")
+    assert "precision" not in read_settings("whole.png")
+    assert Image.open("fox.png").tobytes() != Image.open("whole.png").tobytes()
+
+
 def test_a_rerun_finds_the_source_picture_by_its_content(hwaga: Command) -> None:
     Path("out").mkdir()
     hwaga("text2image", "a fox", "--seed", 1, "--steps", 2, "-o", "fox.png")
