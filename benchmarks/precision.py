@@ -70,7 +70,7 @@ def cost(folder: Path, runs: int) -> dict[str, Any]:
             seconds, works = [], 0
             phases: dict[str, list[float]] = {"encode": [], "denoise": [], "decode": []}
             for _ in range(runs):
-                taken, working, result = timed(lambda e=engine: e.generate(request), True)
+                taken, working, result = timed(lambda e=engine, r=request: e.generate(r), True)
                 seconds.append(taken)
                 works = max(works, working or 0)
                 for phase, values in phases.items():
