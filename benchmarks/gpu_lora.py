@@ -93,7 +93,7 @@ def main() -> None:
         return timed(lambda: make(*given), cuda)[0]
 
     def read(name: str) -> Any:
-        engine._model.loras._kept.clear()
+        engine._model.forget()
         return engine._model.adapters([(settings.loras / f"{name}.safetensors", 1.0)])
 
     def load(name: str, **options: Any) -> None:

@@ -675,8 +675,31 @@ def test_the_packs_wording_reaches_a_model_that_reads_it(tiny: Engine) -> None:
     )
 
 
+def test_a_prompt_that_was_met_before_needs_no_encoder(mini: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, read = model_of(mini), list[int]()
+    encode = model.text_encoder.forward
+
+    def counted(prompts: Sequence[Sequence[int]], *others: Any) -> list[Tensor]:
+        read.append(len(prompts))
+        return encode(prompts, *others)
+
+    monkeypatch.setattr(model.text_encoder, "forward", counted)
+    model.forget()
+    apple, fox = ImageRequest("a red apple", seed=1, steps=1), ImageRequest("a fox", seed=1, steps=1)
+    first = mini.generate(apple).image.tobytes()
+    assert read == [1]
+    assert mini.generate(apple).image.tobytes() == first
+    mini.generate(apple.replace(style="anime", seed=2))
+    mini.generate_many([apple, fox, apple.replace(seed=3)])
+    assert read == [1, 1], "the fox is new, and styles share the words"
+    model.forget()
+    mini.generate_many([fox, apple])
+    assert read == [1, 1, 1, 1], "each alone"
+    assert mini.generate(apple).image.tobytes() == first, "whatever it was first met beside"
+
+
 def test_loras_take_no_memory_but_their_own(mini: Engine) -> None:
-    cache = cast(ZImageModel, mini._model).loras
+    cache = cast(ZImageModel, mini._model).loras.kept
     for request in STYLED:
         mini.generate(request)
     held = cache.nbytes

@@ -243,7 +243,7 @@ def test_the_same_loras_are_the_same_object(cache: LoraCache, tmp_path: Path) ->
     half = cache.adapters([(first, 0.5)])
     assert half is not once
     assert cache.adapters([(first, 0.5)]) is half
-    assert cache.nbytes == 2 * 4 * (2 * 8 + 16 * 2)
+    assert cache.kept.nbytes == 2 * 4 * (2 * 8 + 16 * 2)
 
 
 def test_a_file_that_was_replaced_is_read_again(cache: LoraCache, tmp_path: Path, network: Network) -> None:
@@ -263,11 +263,11 @@ def test_those_used_longest_ago_leave_first(cache: LoraCache, tmp_path: Path) ->
     paths = [lora(tmp_path, name, 8) for name in "abc"]
     size = 4 * (8 * 8 + 16 * 8)
     kept: list[Adapters | None] = [cache.adapters([(path, 1.0)]) for path in paths]
-    assert cache.nbytes == 3 * size
+    assert cache.kept.nbytes == 3 * size
     assert cache.adapters([(paths[0], 1.0)]) is kept[0]
     lora(tmp_path, "d", 12)
     cache.adapters([(tmp_path / "d.safetensors", 1.0)])  # more than the limit allows
-    assert cache.nbytes <= 3000
+    assert cache.kept.nbytes <= 3000
     assert cache.adapters([(paths[0], 1.0)]) is kept[0], "used after b and c"
     assert cache.adapters([(paths[1], 1.0)]) is not kept[1]
 
@@ -276,4 +276,4 @@ def test_one_that_is_larger_than_the_limit_works(targets: dict[str, LoraTarget],
     cache = LoraCache(targets, device=CPU, dtype=torch.float32, limit=0)
     first, second = lora(tmp_path, "first", 2), lora(tmp_path, "second", 3)
     assert cache.adapters([(first, 1.0), (second, 0.5)]) is not None
-    assert cache.nbytes == 4 * 5 * (8 + 16)
+    assert cache.kept.nbytes == 4 * 5 * (8 + 16)

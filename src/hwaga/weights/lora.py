@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from hwaga.loras import PEFT_CONFIG, PEFT_NOTE
 from hwaga.weights.adapters import Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank
 from hwaga.weights.checkpoint import PICKLES, FusedLinear
 from hwaga.weights.layouts import Layout
+from hwaga.weights.recent import RecentlyUsed
 
 ROLES = {
     "down": r"\.lora(?:_A(?:\.\w+)?|_down|\.down|_linear_layer\.down)\.weight|\.lora_A",
@@ -266,20 +266,12 @@ class LoraCache:
         self.targets = targets
         self.device = device
         self.dtype = dtype
-        self.limit = limit
-        self._kept: OrderedDict[tuple[tuple[object, float], ...], Adapters] = OrderedDict()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are kept on the device."""
-        return sum(adapters.nbytes for adapters in self._kept.values())
-
-    def clear(self) -> None:
-        """Lets go of all of them."""
-        self._kept.clear()
+        self.kept: RecentlyUsed[tuple[tuple[object, float], ...], Adapters] = RecentlyUsed(
+            limit, lambda adapters: adapters.nbytes
+        )
 
     def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
-        """What LoRAs at some weights add together; the same object for the same ones, None for none.
+        """What LoRAs at some weights add together; the same object for the same ones while it is kept, None for none.
 
         Raises:
             LoraError: a file is not there or not for this model.
@@ -288,17 +280,13 @@ class LoraCache:
         if not wanted:
             return None
         uses = tuple((_version(path), weight) for path, weight in wanted)
-        if uses not in self._kept:
-            if len(wanted) == 1 and wanted[0][1] == 1.0:
-                made = LoraFile.read(wanted[0][0]).load(self.targets, self.device, self.dtype)
-            else:
-                parts = [(cast(Adapters, self.adapters([(path, 1.0)])), weight) for path, weight in wanted]
-                made = Adapters.combined(parts)
-            self._kept[uses] = made
-        self._kept.move_to_end(uses)
-        while len(self._kept) > 1 and self.nbytes > self.limit:
-            self._kept.popitem(last=False)
-        return self._kept[uses]
+        known = self.kept.get(uses)
+        if known is not None:
+            return known
+        if len(wanted) == 1 and wanted[0][1] == 1.0:
+            return self.kept.put(uses, LoraFile.read(wanted[0][0]).load(self.targets, self.device, self.dtype))
+        parts = [(cast(Adapters, self.adapters([(path, 1.0)])), weight) for path, weight in wanted]
+        return self.kept.put(uses, Adapters.combined(parts))
 
 
 def _version(path: Path) -> tuple[str, int, int]:
