@@ -108,6 +108,9 @@ class Engine:
         card, chosen_device, chosen_dtype = choose(
             model or settings.model, device or settings.device, dtype or settings.dtype, settings
         )
+        missing = [file for file in card.files if not file.is_file()]
+        if missing:
+            raise CheckpointError(f"{card.name} is made of {missing[0]}, which is not there. Mend `files` in its card.")
         if not card.present:
             raise CheckpointError(
                 f"{card.name} is not on this machine: {card.folder} holds no model. "
@@ -123,6 +126,7 @@ class Engine:
         with _memory_refused(chosen_device):
             opened = find_family(card.family).open(
                 card.folder,
+                files=card.files,
                 device=chosen_device,
                 dtype=chosen_dtype,
                 lora_bytes=settings.lora_bytes,
@@ -383,7 +387,7 @@ def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
     fits: dict[str, str | None] = {}
     for card in cards:
         try:
-            find_family(card.family).check_lora(card.folder, file)
+            find_family(card.family).check_lora(card.folder, file, files=card.files)
             fits[card.name] = None
         except LoraError as error:
             fits[card.name] = str(error)

@@ -88,12 +88,16 @@ class Family(Protocol):
         self,
         folder: Path,
         *,
+        files: Sequence[Path] = (),
         device: torch.device,
         dtype: torch.dtype,
         lora_bytes: int,
         progress: Progress | None = None,
     ) -> Model:
-        """Loads a checkpoint. Of LoRAs, ``lora_bytes`` are kept on the device. Raises CheckpointError for whatever is wrong."""
+        """Loads a checkpoint: the networks that lie in ``files``, or where there are none, a folder in diffusers' layout.
 
-    def check_lora(self, folder: Path, lora: Path) -> None:
-        """Raises LoraError where a LoRA file is not for the checkpoint in a folder, of which no weights are read."""
+        Of LoRAs, ``lora_bytes`` are kept on the device. Raises CheckpointError for whatever is wrong.
+        """
+
+    def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
+        """Raises LoraError where a LoRA file is not for a checkpoint, of which no weights are read. As ``open``."""
