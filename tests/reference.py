@@ -145,9 +145,9 @@ SIZES = {
 """Two sizes (width, height) for each checkpoint; several give numbers of image tokens that are no multiple of 32."""
 
 
-def random_checkpoint(folder: Path, config_name: str) -> Path:
+def random_checkpoint(folder: Path, config_name: str, config: CheckpointConfig | None = None) -> Path:
     """Saves the random checkpoint of that name in diffusers' layout, and returns the folder."""
-    config = CONFIGS[config_name]
+    config = config or CONFIGS[config_name]
     generator = torch.Generator().manual_seed(sum(config_name.encode()))
     text_config = Qwen3Config(
         vocab_size=VOCABULARY, max_position_embeddings=2048, **{"tie_word_embeddings": True, **config.text_encoder}

@@ -449,10 +449,39 @@ def test_unknown_names(name: str) -> None:
         find_card(name, MODELS)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("vae/any.safetensors", b""),
+        ("diffusion_models/without_a_suffix", b"\x02\0\0\0\0\0\0\0{}"),
+        ("text_encoders/model.gguf", b"GGUF\x03\0\0\0"),
+        ("model.ckpt", b"PK\x03\x04"),
+        ("model.pt", b"\x80\x02}q\x00."),
+    ],
+)
+def test_files_of_weights_make_a_folder_a_model(tmp_path: Path, name: str, content: bytes) -> None:
+    """They are told by how they begin; what they hold is for the family to find out."""
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(content)
+    (tmp_path / "notes.json").write_text('{"type":{}}')
+    card = find_card(tmp_path, MODELS)
+    assert (card.files, card.family, card.folder, card.present) == ((file,), "z_image", tmp_path, True)
+    assert find_card(file, MODELS).files == (file,)
+    (tmp_path / "transformer").mkdir()
+    with pytest.raises(CheckpointError, match=r"holds no model_index\.json"):
+        find_card(tmp_path, MODELS)
+
+
+@pytest.mark.parametrize("value", [[3], [""], [["vae/ae.safetensors"]]])
+def test_files_are_paths(tmp_path: Path, value: list[object]) -> None:
+    assert "files must be a list of paths" in refusal_of(tmp_path, "files", value=value)
+
+
 def test_a_file_that_is_no_card(tmp_path: Path) -> None:
-    path = tmp_path / "z_image.safetensors"
+    path = tmp_path / "notes.txt"
     path.touch()
-    with pytest.raises(UnknownModelError, match=r"z_image\.safetensors is a file\. Give the checkpoint's folder"):
+    with pytest.raises(UnknownModelError, match=r"notes\.txt is a file\. Give the checkpoint's folder"):
         find_card(path, MODELS)
 
 

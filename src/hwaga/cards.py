@@ -2,7 +2,8 @@
 
 Built-in cards lie in ``assets/cards`` and beside the bundled model; a folder with a checkpoint may hold a ``card.toml`` of its
 own, and a path to any card file works as a model's name. A checkpoint folder without a card is taken for what its
-``model_index.json`` says, with the sizes of Z-Image Turbo.
+``model_index.json`` says, with the sizes of Z-Image Turbo. Without that too, its files of weights are taken for those of a
+Z-Image; what they hold is found out when they are opened.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fractions import Fraction
@@ -25,6 +26,9 @@ ASSETS = Path(str(files("hwaga") / "assets"))
 
 CARD_FILE = "card.toml"
 INDEX_FILE = "model_index.json"
+
+WEIGHT_FOLDERS = (".", "diffusion_models", "text_encoders", "vae")
+"""Where files of weights without an index are looked for below a model's folder; the names are ComfyUI's."""
 
 FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image", "ZImageImg2ImgPipeline": "z_image"}
 """Model families by the class that diffusers writes into ``model_index.json``."""
@@ -109,6 +113,7 @@ class ModelCard:
         family: which family of networks it belongs to.
         title, license, source: for people.
         folder: where its files are or would be.
+        files: files of weights, each with one network or several; empty for a folder in diffusers' layout.
         steps: default number of steps.
         aspects: sizes (width, height) by the name of the shape; the first one is the default.
         parts: its networks by name.
@@ -132,6 +137,7 @@ class ModelCard:
     download: Download | None = None
     preview: tuple[tuple[float, ...], ...] | None = None
     own_words_only: bool = False
+    files: tuple[Path, ...] = ()
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -140,7 +146,7 @@ class ModelCard:
     @property
     def present(self) -> bool:
         """Whether a checkpoint lies in the folder. Its files are checked when it is opened."""
-        return (self.folder / INDEX_FILE).is_file()
+        return all(file.is_file() for file in self.files or (self.folder / INDEX_FILE,))
 
     def size_of(self, aspect: str) -> tuple[int, int]:
         """Width and height of a shape by name.
@@ -217,7 +223,7 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
     """The card for a model's name, a checkpoint folder or a card file.
 
     Args:
-        model: "mini", "z-image-turbo", a folder, or a path to a ``.toml`` file.
+        model: "mini", "z-image-turbo", a folder, a path to a ``.toml`` file, or to one file with all of a model's weights.
         models: the folder that fetched models lie in.
 
     Raises:
@@ -236,9 +242,11 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
             f"There is no model {str(model)[:200]!r}: {error}. Known models: {', '.join(cards)}."
         ) from error
     if is_file:
-        if path.suffix != ".toml":
+        if path.suffix == ".toml":
+            return ModelCard.read(path)
+        if not _holds_weights(path):
             raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
-        return ModelCard.read(path)
+        return _card_of_files(path.parent, path.stem, (path,), cards["z-image-turbo"])
     if is_folder:
         return _card_of_folder(path, cards["z-image-turbo"])
     near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
@@ -255,19 +263,43 @@ def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         pipeline = index["_class_name"]
     except FileNotFoundError:
+        places = [folder / name for name in WEIGHT_FOLDERS if (folder / name).is_dir()]
+        files = [file for place in places for file in sorted(place.glob("*")) if _holds_weights(file)]
+        if files and not (folder / "transformer").is_dir():  # which would be diffusers' layout without its index
+            return _card_of_files(folder, folder.resolve().name, files, like)
         raise CheckpointError(
-            f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout. "
-            "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/."
+            f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout, and no files of weights either. "
+            "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/, or one with the files of a "
+            f"transformer, a text encoder and an autoencoder, in itself or in {', '.join(WEIGHT_FOLDERS[1:])}."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Fetch it again.") from error
     if not isinstance(pipeline, str) or pipeline not in FAMILY_OF_PIPELINE:
         raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(FAMILY_OF_PIPELINE)}.")
-    folder = folder.resolve()
+    return _unnamed_card(like, folder.resolve(), folder.resolve().name, family=FAMILY_OF_PIPELINE[pipeline])
+
+
+def _card_of_files(folder: Path, name: str, files: Sequence[Path], like: ModelCard) -> ModelCard:
+    return _unnamed_card(like, folder.resolve(), name, files=tuple(file.absolute() for file in files))
+
+
+def _unnamed_card(like: ModelCard, folder: Path, name: str, **others: Any) -> ModelCard:
     return replace(
-        like, name=folder.name, family=FAMILY_OF_PIPELINE[pipeline], title=folder.name, license="", source="",
-        folder=folder, styles=MappingProxyType({}), download=None, preview=None, own_words_only=False,
+        like, name=name, title=name, license="", source="", folder=folder, styles=MappingProxyType({}), download=None,
+        preview=None, own_words_only=False, **others,
     )  # fmt: skip
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a file begins as weights do, in a format that Hwaga reads or in one that it can refuse by name."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        header_fits = int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
+    except OSError:  # a folder, or nothing that may be read
+        return path.suffix == ".safetensors" and path.is_file()
+    pickled = head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
+    return path.suffix == ".safetensors" or (header_fits and head[8:] == b"{") or head[:4] == b"GGUF" or pickled
 
 
 class _Table:
@@ -305,14 +337,15 @@ class _Table:
 
 
 def _card(table: _Table, folder: Path) -> ModelCard:
-    limits = _limits(table.table("limits"))
+    limits, place = _limits(table.table("limits")), (folder / table.get("folder", str, ".")).resolve()
     card = ModelCard(
         name=table.get("name", str),
         family=table.get("family", str),
         title=table.get("title", str),
         license=table.get("license", str),
         source=table.get("source", str),
-        folder=(folder / table.get("folder", str, ".")).resolve(),
+        folder=place,
+        files=_files(table.get("files", list, []), place),
         steps=table.count("steps"),
         aspects=MappingProxyType(_aspects(table.table("aspects"))),
         limits=limits,
@@ -339,6 +372,12 @@ def _card(table: _Table, folder: Path) -> ModelCard:
     if limits.max_tokens < limits.tokens:
         raise CardError("limits.max_tokens is below limits.tokens.")
     return card
+
+
+def _files(names: list[Any], folder: Path) -> tuple[Path, ...]:
+    if not all(isinstance(name, str) and name for name in names):
+        raise CardError(f'files must be a list of paths such as ["vae/ae.safetensors"], not {names!r}.')
+    return tuple(folder / name for name in names)
 
 
 def _limits(table: _Table) -> Limits:

@@ -133,6 +133,9 @@ class Engine:
         offered = (FULL, *find_family(card.family).precisions)
         if precision not in offered:
             raise DeviceError(f"The precision must be one of {', '.join(offered)}, not {precision!r}.")
+        missing = [file for file in card.files if not file.is_file()]
+        if missing:
+            raise CheckpointError(f"{card.name} is made of {missing[0]}, which is not there. Mend `files` in its card.")
         if not card.present:
             raise CheckpointError(
                 f"{card.name} is not on this machine: {card.folder} holds no model. "
@@ -148,6 +151,7 @@ class Engine:
         with _memory_refused(chosen_device):
             opened = find_family(card.family).open(
                 card.folder,
+                files=card.files,
                 device=chosen_device,
                 dtype=chosen_dtype,
                 lora_bytes=settings.lora_bytes,
@@ -411,7 +415,7 @@ def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
     fits: dict[str, str | None] = {}
     for card in cards:
         try:
-            find_family(card.family).check_lora(card.folder, file)
+            find_family(card.family).check_lora(card.folder, file, files=card.files)
             fits[card.name] = None
         except (LoraError, ModelError) as error:  # a model that is half there fits nothing yet
             fits[card.name] = str(error)

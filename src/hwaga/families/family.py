@@ -94,6 +94,7 @@ class Family(Protocol):
         self,
         folder: Path,
         *,
+        files: Sequence[Path] = (),
         device: torch.device,
         dtype: torch.dtype,
         lora_bytes: int,
@@ -103,12 +104,13 @@ class Family(Protocol):
         """Loads a checkpoint. Raises CheckpointError for whatever is wrong with it.
 
         Args:
-            folder: the checkpoint.
+            folder: the checkpoint, in diffusers' layout.
+            files: the files that hold the networks, where it is in another layout.
             device, dtype: where the networks run, and in which number format.
             lora_bytes: of LoRAs that are kept on the device.
             precision: how the large weights are kept, of ``precisions``; as the dtype where None.
             progress: see ``Progress``.
         """
 
-    def check_lora(self, folder: Path, lora: Path) -> None:
-        """Raises LoraError where a LoRA file is not for the checkpoint in a folder, of which no weights are read."""
+    def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
+        """Raises LoraError where a LoRA file is not for a checkpoint, of which no weights are read. As ``open``."""

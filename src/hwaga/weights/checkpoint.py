@@ -47,12 +47,17 @@ class FusedLinear(nn.Linear):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies."""
+    """Where one tensor lies.
+
+    Attributes:
+        scale: the tensor of one value, in the same file, that the values are multiplied with; or None.
+    """
 
     name: str
     file: Path
     shape: tuple[int, ...]
     nbytes: int
+    scale: str | None = None
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -142,21 +147,30 @@ def stored_tensors(files: list[Path]) -> list[StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for path in files:
-        with _opened(path) as file:
-            for name in file.keys():  # noqa: SIM118 - the handle is no mapping
-                view = file.get_slice(name)
-                if view.get_dtype() not in NUMBER_FORMATS:
-                    raise CheckpointError(
-                        f"{path.name} stores {name} as {view.get_dtype()}; only {', '.join(NUMBER_FORMATS)} are read here."
-                    )
-                if name in tensors:
-                    raise CheckpointError(
-                        f"{name} stands in {tensors[name].file.name} and in {path.name}. Fetch them again."
-                    )
-                shape = tuple(view.get_shape())
-                size = math.prod(shape) * NUMBER_FORMATS[view.get_dtype()]
-                tensors[name] = StoredTensor(name, path, shape, size)
+        for name, (number_format, shape) in read_header(path).items():
+            if number_format not in NUMBER_FORMATS:
+                raise CheckpointError(
+                    f"{path.name} stores {name} as {number_format}; only {', '.join(NUMBER_FORMATS)} are read here."
+                )
+            if name in tensors:
+                raise CheckpointError(
+                    f"{name} stands in {tensors[name].file.name} and in {path.name}. Fetch them again."
+                )
+            size = math.prod(shape) * NUMBER_FORMATS[number_format]
+            tensors[name] = StoredTensor(name, path, shape, size)
     return list(tensors.values())
+
+
+def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Number format and shape of each tensor in a file, by its name.
+
+    Raises:
+        CheckpointError: the file is truncated or no safetensors file.
+    """
+    # As numpy would read it: for torch, the whole file is mapped as memory that may be written to, which must be there.
+    with _opened(path, "numpy") as file:
+        views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - the handle is no mapping
+        return {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
 
 
 @dataclass(frozen=True)
@@ -188,11 +202,31 @@ class Blueprint(Generic[Network]):
         Raises:
             CheckpointError: weights missing, left over or of a wrong shape, each by name.
         """
+        return cls.match(build, stored_tensors(weight_files(folder)), layout, folder, "config.json")
+
+    @classmethod
+    def match(
+        cls,
+        build: Callable[[], Network],
+        stored: Sequence[StoredTensor],
+        layout: Layout,
+        place: Path,
+        described_by: str,
+    ) -> Blueprint[Network]:
+        """Matches a network with tensors that were found already.
+
+        Args:
+            build: makes the network; it is called with the meta device as default.
+            place: the file or folder that holds the tensors, for messages.
+            described_by: what the network's sizes were read from, for messages.
+
+        Raises:
+            CheckpointError: as ``read``.
+        """
         with torch.device("meta"):
             network = build()
         wanted = dict(network.named_parameters())
-        stored = stored_tensors(weight_files(folder))
-        return cls(network, _sources(wanted, _piece_rows(network), stored, layout, folder))
+        return cls(network, _sources(wanted, _piece_rows(network), stored, layout, place, described_by))
 
     def load(
         self,
@@ -223,10 +257,10 @@ class Blueprint(Generic[Network]):
                 module = self.network.get_submodule(owner)
                 weight = torch.empty(getattr(module, last).shape, dtype=dtype, device=device)
                 if len(pieces) == 1:
-                    weight.copy_(_read(files[pieces[0].file], pieces[0]))
+                    weight.copy_(_read(files[pieces[0].file], pieces[0], device).view(weight.shape))
                 else:
                     for part, piece in zip(weight.split([p.shape[0] for p in pieces]), pieces, strict=True):
-                        part.copy_(_read(files[piece.file], piece))
+                        part.copy_(_read(files[piece.file], piece, device).view(part.shape))
                 if not torch.isfinite(weight).all():
                     raise CheckpointError(_not_finite(pieces, files, dtype))
                 other = None
@@ -244,9 +278,10 @@ class Blueprint(Generic[Network]):
 def _sources(
     wanted: Mapping[str, Tensor],
     piece_rows: Mapping[str, tuple[int, ...]],
-    stored: list[StoredTensor],
+    stored: Sequence[StoredTensor],
     layout: Layout,
-    folder: Path,
+    place: Path,
+    described_by: str,
 ) -> dict[str, list[StoredTensor]]:
     """For each weight of the network, the tensors that it is stacked from."""
     places: dict[tuple[str, int], StoredTensor] = {}
@@ -262,25 +297,28 @@ def _sources(
     sources: dict[str, list[StoredTensor]] = {}
     missing, misshapen = [], []
     for name, weight in wanted.items():
-        rows = piece_rows.get(name)
         spellings = layout.sources(name)
+        rows = piece_rows.get(name) if len(spellings) > 1 else None  # a file may hold the pieces stacked already
         sources[name] = []
-        for place in range(len(rows) if rows else 1):
-            shape = (rows[place], *weight.shape[1:]) if rows else tuple(weight.shape)
-            found = places.get((name, place))
+        for index in range(len(rows) if rows else 1):
+            shape = (rows[index], *weight.shape[1:]) if rows else tuple(weight.shape)
+            if layout.is_pointwise(name):
+                shape = (*shape, 1, 1)
+            found = places.get((name, index))
             if found is None:
-                missing.append(spellings[place])
+                missing.append(spellings[index])
             elif found.shape != shape:
                 misshapen.append(f"{found.name} is {list(found.shape)} and should be {list(shape)}")
             else:
                 sources[name].append(found)
+    otherwise = f"The files are not those that {described_by} describes."
     if missing:
-        raise CheckpointError(f"{folder} lacks {_listed(missing)}. The files are not those that config.json describes.")
+        raise CheckpointError(f"{place} lacks {_listed(missing)}. {otherwise}")
     if misshapen:
-        raise CheckpointError(f"{folder}: {_listed(misshapen)}. The files are not those that config.json describes.")
+        raise CheckpointError(f"{place}: {_listed(misshapen)}. {otherwise}")
     if left_over:
         raise CheckpointError(
-            f"{folder} holds {_listed(left_over)}, which the network of config.json has no place for."
+            f"{place} holds {_listed(left_over)}, which the network of {described_by} has no place for."
         )
     return sources
 
@@ -295,18 +333,23 @@ def _piece_rows(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, framework: str = "pt") -> Iterator[Any]:
     try:
-        handle = safe_open(path, framework="pt", device="cpu")
+        handle = safe_open(path, framework=framework, device="cpu")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({error}). Fetch it again.") from error
     with handle as file:
         yield file
 
 
-def _read(file: Any, piece: StoredTensor) -> Tensor:
+def _read(file: Any, piece: StoredTensor, device: torch.device | str = "cpu") -> Tensor:
+    """The tensor as it is stored; 8-bit values as float32, multiplied with their scale on the device."""
     try:
         tensor: Tensor = file.get_tensor(piece.name)
+        if tensor.dtype == torch.float8_e4m3fn:
+            tensor = tensor.to(device).float()
+        if piece.scale is not None:
+            tensor *= file.get_tensor(piece.scale).item()
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{piece.name} cannot be read from {piece.file}: {error}. Fetch it again.") from error
     return tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,22 @@ class Layout:
         renames: (theirs, ours) parts of names, replaced in order wherever they occur; in reverse order, they lead back.
         stacks: our part of a name → their parts, in the order of stacking. Applied after the renames.
         unused: patterns of names, after the strip, that the network has no use for, present or not.
+        pointwise: patterns of our names of linear layers' weights that the file keeps as 1×1 convolutions.
     """
 
     strip: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     stacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
+    pointwise: tuple[str, ...] = ()
+
+    def below(self, prefix: str) -> Layout:
+        """The same names with a prefix before each."""
+        return replace(self, strip=tuple(prefix + strip for strip in (*self.strip, "")))
+
+    def is_pointwise(self, name: str) -> bool:
+        """Whether the file keeps this weight of ours as a 1×1 convolution."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.pointwise)
 
     def target(self, name: str) -> tuple[str, int] | None:
         """Our name and the place in its stack for a name in a file, or None where it is unused."""
@@ -96,8 +106,10 @@ Z_IMAGE_ORIGINAL = Layout(
         (".adaLN_modulation.0.", ".adaLN_modulation."),
     ),
     stacks={".feed_forward.w13.": (".feed_forward.w1.", ".feed_forward.w3.")},
+    unused=("norm_final.weight",),
 )
-"""The same transformer as its authors and ComfyUI name it, with q, k and v already one product."""
+"""The same transformer as its authors and ComfyUI name it, with q, k and v already one product. Its ``norm_final`` is applied
+nowhere: the final layer has a norm without weights."""
 
 
 def qwen3_encoder(layers: int) -> Layout:
@@ -121,3 +133,30 @@ def qwen3_encoder(layers: int) -> Layout:
 
 AUTOENCODER = Layout()
 """diffusers' ``AutoencoderKL``, whose names are ours."""
+
+
+def ldm_autoencoder(blocks: int) -> Layout:
+    """The same autoencoder of so many resolutions as latent diffusion, Flux and ComfyUI name it.
+
+    Its up blocks are counted from the pixels, ours from the latents; its attention is made of 1×1 convolutions.
+    """
+    attention = "mid_block.attentions.0."
+    return Layout(
+        renames=(
+            (".block.", ".resnets."),
+            ("encoder.down.", "encoder.down_blocks."),
+            (".downsample.", ".downsamplers.0."),
+            *((f"decoder.up.{i}.", f"decoder.up_blocks.{blocks - 1 - i}.") for i in range(blocks)),
+            (".upsample.", ".upsamplers.0."),
+            (".mid.block_1.", ".mid_block.resnets.0."),
+            (".mid.block_2.", ".mid_block.resnets.1."),
+            (".mid.attn_1.norm.", f".{attention}group_norm."),
+            (".mid.attn_1.q.", f".{attention}to_q."),
+            (".mid.attn_1.k.", f".{attention}to_k."),
+            (".mid.attn_1.v.", f".{attention}to_v."),
+            (".mid.attn_1.proj_out.", f".{attention}to_out.0."),
+            (".nin_shortcut.", ".conv_shortcut."),
+            (".norm_out.", ".conv_norm_out."),
+        ),
+        pointwise=(f"*.{attention}to_*.weight",),
+    )

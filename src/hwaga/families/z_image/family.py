@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from hwaga.errors import CheckpointError
 from hwaga.families.family import Progress
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
+from hwaga.families.z_image.single_files import SHIFT, SingleFiles
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, TransformerConfig, ZImageTransformer
 from hwaga.sampling.euler import Derivative
 from hwaga.sampling.schedule import drop_first, flow_match
 from hwaga.weights.adapters import Adapters
-from hwaga.weights.checkpoint import Blueprint, read_config, weights_digest
+from hwaga.weights.checkpoint import Blueprint, file_digest, read_config, weights_digest
 from hwaga.weights.config import ConfigValues
 from hwaga.weights.layouts import AUTOENCODER, Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
 from hwaga.weights.lora import LoraCache, LoraFile, LoraTarget, lora_targets
@@ -159,26 +160,34 @@ class ZImage:
         self,
         folder: Path,
         *,
+        files: Sequence[Path] = (),
         device: torch.device,
         dtype: torch.dtype,
         lora_bytes: int,
         precision: str | None = None,
         progress: Progress | None = None,
     ) -> ZImageModel:
-        configs = _Configs.read(folder)
-        shift = _shift(folder)
+        found = SingleFiles.read(files) if files else None
+        configs = _Configs.read(folder, found)
+        shift = _shift(folder) if found is None else SHIFT
         tokenizer = PromptTokenizer(folder / "tokenizer")
-        text_encoder = Blueprint.read(
-            lambda: Qwen3Encoder(configs.text_encoder),
-            folder / "text_encoder",
-            qwen3_encoder(configs.text_encoder.layers),
-        )
-        transformer = Blueprint.read(
-            lambda: ZImageTransformer(configs.transformer),
-            folder / "transformer",
-            z_image_transformer(configs.transformer.patch),
-        )
-        autoencoder = Blueprint.read(lambda: Autoencoder(configs.autoencoder), folder / "vae", AUTOENCODER)
+        if found is None:
+            text_encoder = Blueprint.read(
+                lambda: Qwen3Encoder(configs.text_encoder),
+                folder / "text_encoder",
+                qwen3_encoder(configs.text_encoder.layers),
+            )
+            transformer = Blueprint.read(
+                lambda: ZImageTransformer(configs.transformer),
+                folder / "transformer",
+                z_image_transformer(configs.transformer.patch),
+            )
+            autoencoder = Blueprint.read(lambda: Autoencoder(configs.autoencoder), folder / "vae", AUTOENCODER)
+            digest = weights_digest([folder / part for part in ("text_encoder", "transformer", "vae")])
+        else:
+            text_encoder, transformer = found.text_encoder.blueprint(), found.transformer.blueprint()
+            autoencoder = found.autoencoder.blueprint()
+            digest = file_digest(found.files)
         total = text_encoder.stored_bytes + transformer.stored_bytes + autoencoder.stored_bytes
         loaded = 0
         kept = PRECISIONS[precision] if precision else None
@@ -196,12 +205,12 @@ class ZImage:
             transformer.load(device=device, dtype=dtype, replace=painter, progress=advance),
             autoencoder.load(device=device, dtype=dtype, progress=advance),
             shift,
-            weights_digest([folder / part for part in ("text_encoder", "transformer", "vae")]),
+            digest,
             lora_bytes,
         )
 
-    def check_lora(self, folder: Path, lora: Path) -> None:
-        configs = _Configs.read(folder)
+    def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
+        configs = _Configs.read(folder, SingleFiles.read(files) if files else None)
         with torch.device("meta"):
             networks = Qwen3Encoder(configs.text_encoder), ZImageTransformer(configs.transformer)
         LoraFile.read(lora).match(_lora_targets(*networks))
@@ -216,10 +225,14 @@ class _Configs:
     autoencoder: AutoencoderConfig
 
     @classmethod
-    def read(cls, folder: Path) -> _Configs:
-        text_encoder = TextEncoderConfig.from_json(read_config(folder / "text_encoder"))
-        transformer = TransformerConfig.from_json(read_config(folder / "transformer"))
-        autoencoder = AutoencoderConfig.from_json(read_config(folder / "vae"))
+    def read(cls, folder: Path, found: SingleFiles | None) -> _Configs:
+        if found is None:
+            text_encoder = TextEncoderConfig.from_json(read_config(folder / "text_encoder"))
+            transformer = TransformerConfig.from_json(read_config(folder / "transformer"))
+            autoencoder = AutoencoderConfig.from_json(read_config(folder / "vae"))
+        else:
+            text_encoder, transformer = found.text_encoder.config, found.transformer.config
+            autoencoder = found.autoencoder.config
         if text_encoder.hidden != transformer.caption_dim:
             raise CheckpointError(
                 f"{folder}: the text encoder is {text_encoder.hidden} wide and the transformer reads "

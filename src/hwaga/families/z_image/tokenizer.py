@@ -12,6 +12,9 @@ from hwaga.errors import CheckpointError, PromptTooLongError
 BEFORE = "<|im_start|>user\n"
 AFTER = "<|im_end|>\n<|im_start|>assistant\n"
 
+SOURCE = "https://huggingface.co/Tongyi-MAI/Z-Image-Turbo/resolve/main/tokenizer/tokenizer.json"
+"""Where the tokenizer of every Z-Image checkpoint can be had; for messages."""
+
 
 class PromptTokenizer:
     """Turns a prompt into the ids that the text encoder was given in training.
@@ -26,7 +29,9 @@ class PromptTokenizer:
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(f"The checkpoint has no {path}. Fetch the checkpoint again, tokenizer included.")
+            raise CheckpointError(
+                f"The checkpoint has no {path}. Weight files carry no tokenizer: fetch {SOURCE} and keep it under that path."
+            )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises bare Exception for whatever it cannot parse
