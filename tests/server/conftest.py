@@ -1,0 +1,105 @@
+"""A server in a thread, on a port of its own, with a worker that draws nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import uvicorn
+
+from hwaga.cards import find_card
+from hwaga.server import dispatcher as dispatching
+from hwaga.server import process
+from hwaga.server.api import create_app
+from hwaga.server.dispatcher import Dispatcher
+from hwaga.server.jobs import TERMINAL
+from hwaga.server.listener import bind
+from hwaga.server.security import Access
+from hwaga.server.store import SqliteStore
+from hwaga.settings import Settings
+
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    app: Any
+    dispatcher: Dispatcher
+    store: SqliteStore
+    url: str
+    client: httpx2.Client
+
+    def openai(self, key: str = "none", **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
+
+    def ready(self) -> None:
+        until(lambda: self.client.get("/health/ready").status_code == 200)
+
+    def submit(self, **body: Any) -> dict[str, Any]:
+        answer = self.client.post("/v1/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def ended(self, job: str) -> dict[str, Any]:
+        until(lambda: self.store.get(job).status in TERMINAL)
+        found: dict[str, Any] = self.client.get(f"/v1/jobs/{job}").json()
+        return found
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Waits for what must happen; a minute is no limit that a machine's speed decides about."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path,
+    *,
+    model: str | None = None,
+    access: Access | None = None,
+    worker: tuple[str, ...] = FAKE,
+    **options: Any,
+) -> Iterator[Running]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "WORKER", worker)
+        patch.setattr(dispatching, "POLL", 0.05)
+        patch.setattr(dispatching, "BACK_OFF", (0.05, 0.05))
+        store = SqliteStore(folder / "server", **options)
+        dispatcher = Dispatcher(store, model=model)
+        settings = Settings(data_dir=str(folder))
+        app = create_app(dispatcher, find_card("mini", settings.models), settings, access or Access())
+        listening = bind("127.0.0.1", 0)
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            until(lambda: server.started or not thread.is_alive())
+            with httpx2.Client(base_url=url, timeout=60) as client:
+                yield Running(app, dispatcher, store, url, client)
+        finally:
+            server.should_exit = True
+            thread.join()
+            listening.close()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One for all tests of a file."""
+    with running(tmp_path_factory.mktemp("served")) as found:
+        yield found
