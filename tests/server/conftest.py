@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -30,6 +32,14 @@ from hwaga.settings import Settings
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
 
+def until(condition: Callable[[], Any]) -> None:
+    """Waits for what must happen; a minute is no limit that a machine's speed decides about."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
 @dataclass
 class Running:
     """A server that answers."""
@@ -39,6 +49,9 @@ class Running:
     store: SqliteStore
     url: str
     client: httpx2.Client
+    loop: asyncio.AbstractEventLoop
+
+    until = staticmethod(until)
 
     def openai(self, key: str = "none", **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, **options)
@@ -52,18 +65,17 @@ class Running:
         found: dict[str, Any] = answer.json()
         return found
 
+    def drain(self, *, until: Path) -> None:
+        """Stops the drawing; what runs goes on once the file ``until`` is there."""
+        drained = asyncio.run_coroutine_threadsafe(self.dispatcher.drain(60), self.loop)
+        self.until(self.dispatcher._stopping.is_set)
+        until.touch()
+        drained.result(60)
+
     def ended(self, job: str) -> dict[str, Any]:
         until(lambda: self.store.get(job).status in TERMINAL)
         found: dict[str, Any] = self.client.get(f"/v1/jobs/{job}").json()
         return found
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Waits for what must happen; a minute is no limit that a machine's speed decides about."""
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -84,18 +96,30 @@ def running(
         settings = Settings(data_dir=str(folder))
         app = create_app(dispatcher, find_card("mini", settings.models), settings, access or Access())
         listening = bind("127.0.0.1", 0)
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, args=([listening],))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def serve() -> None:
+            loops.append(asyncio.get_running_loop())
+            await server.serve([listening])
+
+        thread = threading.Thread(target=asyncio.run, args=(serve(),))
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         try:
             until(lambda: server.started or not thread.is_alive())
             with httpx2.Client(base_url=url, timeout=60) as client:
-                yield Running(app, dispatcher, store, url, client)
+                yield Running(app, dispatcher, store, url, client, loops[0])
         finally:
             server.should_exit = True
             thread.join()
             listening.close()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Running]]:
+    """Makes a server of its own for a test; see ``running``."""
+    return functools.partial(running, tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,9 @@ def main() -> None:
         way, steps = plan.get("way", "finish"), plan.get("steps", 2) * number
         for step in range(1, steps + 1):
             time.sleep(plan.get("delay", 0))
-            while "until" in plan and not Path(plan["until"]).exists() and not cancelled:
+            while "until" in plan and not Path(plan["until"]).exists():
+                if wire.Cancel(job.job, job.attempt) in cancelled:
+                    break
                 time.sleep(0.005)
             if wire.Cancel(job.job, job.attempt) in cancelled and way != "hang":
                 send(wire.Stopped())
