@@ -59,7 +59,7 @@ def main() -> None:
         prompt = job.body["request"]["prompt"] if "request" in job.body else ""
         if prompt.startswith('{"'):
             plan = json.loads(prompt)
-        number = job.body.get("number", 1)
+        number = job.body["number"] if prompt else 1
         way, steps = plan.get("way", "finish"), plan.get("steps", 2) * number
         for step in range(1, steps + 1):
             time.sleep(plan.get("delay", 0))
