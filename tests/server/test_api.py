@@ -250,7 +250,12 @@ def test_bad_bodies(server: Running) -> None:
         for content in ("{", "[" * 100000, '{"prompt": "x", "seed": 1e999}', '{"prompt": "x", "seed": NaN}', b"\xff"):
             refused_any = post(path, content=content, headers=json_type)
             assert refused_any.status_code == 400, (path, content, refused_any.text)
+    refused(post(JOBS, content='{"prompt": "x"}', headers={"Content-Type": "text/plain"}), 400, "application/json")
+    refused(
+        post(GENERATIONS, content='{"prompt": "x"}', headers={"Content-Type": "text/plain"}), 400, "application/json"
+    )
     refused(post(EDITS, data={"prompt": "x"}), 400, "image is missing", param="image")
+    refused(post(EDITS, data={"prompt": "x", "image": "x"}), 400, "must be a file", param="image")
     refused(post(EDITS, content=b"x", headers={"Content-Type": "multipart/form-data"}), 400)
     two = [("image[]", ("a", png())), ("image[]", ("b", png()))]
     refused(post(EDITS, data={"prompt": "x"}, files=two), 400, "one picture")

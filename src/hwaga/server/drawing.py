@@ -213,7 +213,9 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 async def read_json(request: Request, model: type[Body]) -> Body:
-    """A body of JSON. Raises RequestValidationError."""
+    """A body of JSON, which says that it is: a page of another site can send other types unasked. RequestValidationError."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestValidationError([{"type": "model_type", "loc": ("body",), "msg": ""}])
     try:
         values = json.loads(await request.body())
     except (ValueError, RecursionError) as error:
@@ -239,6 +241,8 @@ async def read_form(request: Request, model: type[Body]) -> tuple[Body, bytes | 
                 if name != "image":
                     raise RequestError(f"{name} must not be a file.")
                 pictures.append(await value.read(MAX_PICTURE + 1))
+            elif name == "image":
+                raise SourceImageError("image must be a file of the form.")
             elif name in model.model_fields and model.model_fields[name].annotation == list[Name]:
                 values.setdefault(name, []).append(value)
             elif name in values:

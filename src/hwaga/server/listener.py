@@ -65,8 +65,10 @@ class Listener(uvicorn.Server):
 
     def _drain(self) -> None:
         async def drain() -> None:
-            await self._dispatcher.drain(DRAIN)
-            self.should_exit = True
+            try:
+                await self._dispatcher.drain(DRAIN)
+            finally:
+                self.should_exit = True
 
         self._draining = self._draining or asyncio.create_task(drain())
 

@@ -1,6 +1,7 @@
 """The images API of OpenAI, for its clients: pictures in the answer itself, or as a stream with partial images.
 
-Who asks here waits for the answer, so a job whose client has gone is cancelled, unless another one waits for it.
+Who asks here waits for the answer, so a job whose client has gone is cancelled, unless another one waits for it or the client
+sent an idempotency key, to ask again with.
 """
 
 from __future__ import annotations
@@ -175,10 +176,11 @@ async def _answer(
         total_tokens=tokens,
         input_tokens_details=TextAndImageTokens(text_tokens=tokens, image_tokens=0),
     )
+    cancels = key is None  # who sends a key means to come back
     if body.stream:
         kind = "image_generation" if source is None else "image_edit"
-        return EventStream(_streamed(front, job, body, kind, usage))
-    ended = await _ended(front, request, job)
+        return EventStream(_streamed(front, job, body, kind, usage, cancels))
+    ended = await _ended(front, request, job, cancels)
     if ended.error is not None:
         status, error = of_job(ended.error)
         return refusal(status, **{name: error["error"][name] for name in ("message", "param", "code")})
@@ -203,9 +205,9 @@ async def _answer(
     )
 
 
-async def _ended(front: Front, request: Request, job: Job) -> Job:
+async def _ended(front: Front, request: Request, job: Job, cancels: bool) -> Job:
     """The job once it has ended, or as it is when the server stops. Raises ClientDisconnect if the client leaves first."""
-    async with front.attending(job, cancels=True):
+    async with front.attending(job, cancels=cancels):
         waiting = asyncio.create_task(_last(front, job))
         leaving = asyncio.create_task(left(request.receive))
         try:
@@ -230,10 +232,12 @@ def _refuse_unfinished(job: Job) -> None:
     if job.status == "cancelled":
         raise RequestError("The job was cancelled while you waited for it.")
     if job.status != "succeeded":
-        raise ServerStoppingError("The server is being stopped, and gave the job up. Try again when it is back.")
+        raise ServerStoppingError("The server is being stopped before the job is done. Try again when it is back.")
 
 
-async def _streamed(front: Front, job: Job, body: Generation, kind: str, usage: Usage) -> AsyncGenerator[bytes, None]:
+async def _streamed(
+    front: Front, job: Job, body: Generation, kind: str, usage: Usage, cancels: bool
+) -> AsyncGenerator[bytes, None]:
     def shown(name: str, data: bytes, format: str, **more: Any) -> bytes:
         event: dict[str, Any] = {
             "type": f"{kind}.{name}",
@@ -248,7 +252,7 @@ async def _streamed(front: Front, job: Job, body: Generation, kind: str, usage: 
 
     sent = [0] * body.n
     try:
-        async with front.attending(job, cancels=True):
+        async with front.attending(job, cancels=cancels):
             async for event in front.dispatcher.events(job.id):
                 job = event.job
                 if event.kind == "started":  # also when it is tried again
