@@ -122,7 +122,9 @@ def test_the_same_key_gives_the_same_job(server: Running) -> None:
 
 
 def test_paging(server: Running) -> None:
-    made = [server.submit(prompt=f"number {k}")["id"] for k in range(5)]
+    made = [server.submit(prompt=f"number {k}", number=2)["id"] for k in range(5)]
+    done = server.ended(made[0])
+    assert (done["number"], len(done["images"])) == (2, 2)
     seen, cursor = [], None
     while len(seen) < 5:
         page = server.client.get("/v1/jobs", params={"limit": 2, **({"cursor": cursor} if cursor else {})}).json()

@@ -49,19 +49,9 @@ class AccessLog:
                     scope, receive, noting
                 )
         finally:
-            milliseconds = round(1000 * (time.perf_counter() - begin), 1)
-            _log.info(
-                "%s %s",
-                scope["method"],
-                scope["path"],
-                extra={
-                    "request_id": request_id,
-                    "method": scope["method"],
-                    "path": scope["path"],
-                    "status": status,
-                    "ms": milliseconds,
-                },
-            )
+            fields = {"method": scope["method"], "path": scope["path"], "status": status}
+            fields |= {"request_id": request_id, "ms": round(1000 * (time.perf_counter() - begin), 1)}
+            _log.info("%(method)s %(path)s", fields, extra=fields)
 
 
 class JsonLines(logging.Formatter):

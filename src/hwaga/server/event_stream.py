@@ -15,11 +15,10 @@ HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that proxies keep the connection open."""
 
 
-def frame(event: str | None, data: dict[str, Any], *, id: int | None = None) -> bytes:
+def frame(event: str, data: dict[str, Any], *, id: int | None = None) -> bytes:
     """One event as it goes over the wire."""
-    lines = [f"id: {id}"] if id is not None else []
-    lines += [f"event: {event}"] if event is not None else []
-    return "\n".join([*lines, f"data: {json.dumps(data)}", "", ""]).encode()
+    number = "" if id is None else f"id: {id}\n"
+    return f"{number}event: {event}\ndata: {json.dumps(data)}\n\n".encode()
 
 
 async def left(receive: Receive) -> None:

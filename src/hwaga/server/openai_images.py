@@ -35,7 +35,7 @@ from hwaga.server.drawing import (
 from hwaga.server.event_stream import EventStream, frame, left
 from hwaga.server.jobs import Job
 from hwaga.server.picture_formats import converted, size_of
-from hwaga.server.refusals import RESPONSES, described, of_job, refusal
+from hwaga.server.refusals import RESPONSES, answer, described, of_job
 
 router = APIRouter(prefix="/v1", responses=RESPONSES, tags=["openai"])
 
@@ -182,8 +182,7 @@ async def _answer(
         return EventStream(_streamed(front, job, body, kind, usage, cancels))
     ended = await _ended(front, request, job, cancels)
     if ended.error is not None:
-        status, error = of_job(ended.error)
-        return refusal(status, **{name: error["error"][name] for name in ("message", "param", "code")})
+        return answer(*of_job(ended.error), {"x-should-retry": "false"})  # it would fail again, after as long a time
     _refuse_unfinished(ended)
     pictures = [await _encoded(front, image, body, owner) for image in ended.images]
     size = await asyncio.to_thread(size_of, pictures[0])

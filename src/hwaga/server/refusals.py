@@ -80,9 +80,13 @@ def refusal(
     code: str | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """An answer that is an error. It is ASCII, as what it quotes may be no text."""
-    body = json.dumps(error_body(status, message, param=param, code=code))
-    return Response(body, status, headers, "application/json")
+    """An answer that is an error."""
+    return answer(status, error_body(status, message, param=param, code=code), headers)
+
+
+def answer(status: int, body: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """The same of an envelope. It is sent as ASCII, as what it quotes may be no text."""
+    return Response(json.dumps(body), status, headers, "application/json")
 
 
 def described(kind: type[BaseException], message: str) -> tuple[int, dict[str, Any]]:
@@ -127,13 +131,12 @@ def add_to(app: FastAPI) -> None:
     """Has an app answer with the envelope, whatever is raised."""
 
     async def on_ours(request: Request, error: Exception) -> Response:
-        status, body = described(type(error), str(error))
         headers = {}
         if isinstance(error, QueueFullError):
             dispatcher = request.app.state.front.dispatcher
             wait = await dispatcher.call(dispatcher.store.expected_wait, dispatcher.workers)
             headers["Retry-After"] = str(min(max(1, math.ceil(wait or 1)), MAX_RETRY_AFTER))
-        return refusal(status, **_parts(body), headers=headers)
+        return answer(*described(type(error), str(error)), headers)
 
     async def on_validation(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -145,13 +148,9 @@ def add_to(app: FastAPI) -> None:
         message = str(error.detail)
         if error.status_code in (404, 405) and message == HTTPStatus(error.status_code).phrase:
             message = f"There is no {request.method} {request.url.path} here. GET /openapi.json lists what there is."
-        return refusal(error.status_code, message, code="not_found" if error.status_code == 404 else None,
-                       headers=error.headers)  # fmt: skip
+        code = "not_found" if error.status_code == 404 else None
+        return refusal(error.status_code, message, code=code, headers=error.headers)
 
     app.add_exception_handler(HwagaError, on_ours)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
-
-
-def _parts(body: dict[str, Any]) -> dict[str, Any]:
-    return {name: body["error"][name] for name in ("message", "param", "code")}

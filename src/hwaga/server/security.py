@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hwaga.errors import HwagaError
 from hwaga.server.dispatcher import Dispatcher
-from hwaga.server.refusals import described, refusal
+from hwaga.server.refusals import answer, described, refusal
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -70,8 +70,7 @@ class Gate:
             await refusal(error.status_code, error.detail, code=code, headers=error.headers)(scope, receive, send)
             return
         except HwagaError as error:  # the database of keys cannot be read
-            status, body = described(type(error), str(error))
-            await refusal(status, body["error"]["message"], code=body["error"]["code"])(scope, receive, send)
+            await answer(*described(type(error), str(error)))(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner
         received = 0
