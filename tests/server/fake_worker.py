@@ -61,6 +61,8 @@ def main() -> None:
             plan = json.loads(prompt)
         number = job.body["number"] if prompt else 1
         way, steps = plan.get("way", "finish"), plan.get("steps", 2) * number
+        if way == "die once" and Path(plan["mark"]).exists():
+            way = "finish"
         for step in range(1, steps + 1):
             time.sleep(plan.get("delay", 0))
             while "until" in plan and not Path(plan["until"]).exists():
@@ -89,9 +91,6 @@ def main() -> None:
                     time.sleep(1000)
                 case "babble":
                     connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                case "die once" if Path(plan["mark"]).exists():
-                    send(wire.Picture(b"picture"))
-                    send(wire.Finished())
                 case _:
                     if way == "die once":
                         Path(plan["mark"]).touch()

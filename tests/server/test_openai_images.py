@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import socket
@@ -16,6 +17,7 @@ from PIL import Image
 
 from hwaga.cards import find_card
 from hwaga.image_file import read_settings
+from hwaga.request import ImageRequest
 from hwaga.server import process
 from hwaga.tokens import token_counter
 
@@ -70,8 +72,11 @@ def test_extensions_reach_the_engine(server: Running) -> None:
 
 
 def test_formats_and_links(server: Running) -> None:
-    made = server.openai().images.generate(prompt="a cat", output_format="webp", output_compression=10)
-    assert picture(made.data[0].b64_json).format == "WEBP"  # type: ignore[index]
+    tables = []
+    for compression in (10, 92, openai.omit):
+        made = server.openai().images.generate(prompt="a cat", output_format="jpeg", output_compression=compression)
+        tables.append(picture(made.data[0].b64_json).quantization)  # type: ignore[index, attr-defined]
+    assert tables[0] != tables[1] == tables[2]
     linked = server.openai().images.generate(prompt="a cat", response_format="url", output_format="jpeg")
     url = linked.data[0].url or ""  # type: ignore[index]
     assert url.startswith(server.url)
@@ -115,6 +120,25 @@ def test_a_stream_with_partial_images(server: Running) -> None:
     assert last.usage.input_tokens == tokens(plan(steps=8))
     assert (last.size, last.output_format, last.quality, last.background) == ("320x192", "png", "auto", "opaque")
     assert picture(last.b64_json).size == (320, 192)
+
+
+def test_partial_images_of_few_steps_and_of_a_second_attempt(server: Running, tmp_path: Path) -> None:
+    def indices(count: int, **told: Any) -> list[int]:
+        stream = server.openai().images.generate(prompt=plan(**told), stream=True, partial_images=count)
+        *partial, last = stream
+        assert last.type == "image_generation.completed"
+        return [event.partial_image_index for event in partial]  # type: ignore[union-attr]
+
+    assert indices(3, steps=1) == []  # the last step is the picture itself
+    assert indices(3, steps=2) == [0]
+    assert indices(2, steps=6, way="die once", mark=str(tmp_path / "mark")) == [0, 1, 0, 1]
+
+
+def test_the_packs_wording_is_counted(server: Running) -> None:
+    card = dataclasses.replace(server.app.state.front.card, own_words_only=False)
+    front = dataclasses.replace(server.app.state.front, card=card)
+    plain, styled = (front.check(ImageRequest("a cake", style=style)) for style in (None, "watercolor"))
+    assert plain == tokens("a cake") < styled
 
 
 def test_a_stream_of_an_edit(server: Running) -> None:
