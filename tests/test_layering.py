@@ -255,6 +255,7 @@ sys.exit(f"loaded: {{', '.join(loaded)}}" if loaded else 0)
         "import hwaga.cli",
         "import hwaga.weights.download",
         "import hwaga.server.dispatcher, hwaga.server.store",
+        "import hwaga.server.api, hwaga.server.listener",
     ],
 )
 def test_importing_loads_nothing_heavy(action: str) -> None:
@@ -263,7 +264,8 @@ def test_importing_loads_nothing_heavy(action: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["text2image", "--help"], ["download", "--help"], ["models", "--help"]]
+    "arguments",
+    [["--help"], ["text2image", "--help"], ["download", "--help"], ["models", "--help"], ["serve", "--help"]],
 )
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     done = run_fresh(f"hwaga(*{arguments!r})")

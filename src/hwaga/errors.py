@@ -27,6 +27,7 @@ is. The command line ends with exit code 2 on any of them.
     └── ServerError               the server cannot do what it was asked
         ├── UnknownJobError       no job, picture or API key of that id
         ├── QueueFullError        as many jobs wait as may wait
+        ├── ServerStoppingError   the server is being stopped and takes no more work
         ├── IdempotencyConflictError  the key already stands for another request
         ├── StaleAttemptError     the job has been taken from whoever reports on it
         ├── StoreError            the database of jobs cannot be used
@@ -144,6 +145,10 @@ class UnknownJobError(ServerError, LookupError):
 
 class QueueFullError(ServerError):
     """As many jobs wait as may wait."""
+
+
+class ServerStoppingError(ServerError):
+    """The server is being stopped and takes no more work. What waits is kept for its next start."""
 
 
 class IdempotencyConflictError(ServerError):

@@ -50,6 +50,11 @@ class Settings:
         return _home(self.data_dir or str(_platform_folder("DATA", os.environ))) / "loras"
 
     @property
+    def server(self) -> Path:
+        """The folder of the server's jobs and pictures."""
+        return _home(self.data_dir or str(_platform_folder("DATA", os.environ))) / "server"
+
+    @property
     def lora_bytes(self) -> int:
         """Bytes of device memory for LoRAs that wait to be used again."""
         try:

@@ -17,3 +17,9 @@ def token_counter(card: ModelCard) -> Callable[[str], int]:
     """
     tokenizer = open_tokenizer(card.family, card.folder)
     return lambda prompt: len(tokenizer.ids(prompt))
+
+
+def token_checker(card: ModelCard) -> Callable[[str, int], int]:
+    """As ``token_counter``, for a prompt and its limit; the function raises PromptTooLongError beyond that."""
+    tokenizer = open_tokenizer(card.family, card.folder)
+    return lambda prompt, limit: len(tokenizer.ids_within(prompt, limit))

@@ -1,11 +1,16 @@
-"""A worker without an engine, for ``python fake_worker.py FD``: draws as the body of the job says.
+"""A worker without an engine, for ``python fake_worker.py FD``: draws as the body of the job says, or, of a job that came over
+HTTP, as its prompt says where that is a JSON object.
 
 steps, delay    so many steps of so many seconds
+until           a file: its steps wait until it is there
+error           the class of error that "fail" reports
 way             "finish", "fail", "die", "die once" (a file whose path is "mark" tells), "hang" or "babble"
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import queue
 import socket
@@ -13,7 +18,11 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+from PIL import Image
+
+from hwaga.image_file import encode
 from hwaga.server import wire
 
 
@@ -46,31 +55,57 @@ def main() -> None:
     while True:
         job = messages.get()
         assert isinstance(job, wire.Draw)
-        way, steps = job.body.get("way", "finish"), job.body.get("steps", 2)
+        plan = job.body
+        prompt = job.body["request"]["prompt"] if "request" in job.body else ""
+        if prompt.startswith('{"'):
+            plan = json.loads(prompt)
+        number = job.body["number"] if prompt else 1
+        way, steps = plan.get("way", "finish"), plan.get("steps", 2) * number
+        if way == "die once" and Path(plan["mark"]).exists():
+            way = "finish"
         for step in range(1, steps + 1):
-            time.sleep(job.body.get("delay", 0))
+            time.sleep(plan.get("delay", 0))
+            while "until" in plan and not Path(plan["until"]).exists():
+                if wire.Cancel(job.job, job.attempt) in cancelled:
+                    break
+                time.sleep(0.005)
             if wire.Cancel(job.job, job.attempt) in cancelled and way != "hang":
                 send(wire.Stopped())
                 break
-            send(wire.Progress(step, steps, b"preview %d" % step))
+            preview = b"preview %d" % step
+            if prompt:
+                preview = picture("JPEG", (32, 24), step) if job.body["previews"] else b""
+            send(wire.Progress(step, steps, preview))
         else:
             match way:
                 case "finish":
-                    send(wire.Picture(b"picture of " + (job.data or b"words")))
+                    for place in range(number):
+                        made = (
+                            finished(job.body["request"], place) if prompt else b"picture of " + (job.data or b"words")
+                        )
+                        send(wire.Picture(made))
                     send(wire.Finished())
                 case "fail":
-                    send(wire.Failed("SizeError", "No such size."))
+                    send(wire.Failed(plan.get("error", "SizeError"), "No such size."))
                 case "hang":
                     time.sleep(1000)
                 case "babble":
                     connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                case "die once" if Path(job.body["mark"]).exists():
-                    send(wire.Picture(b"picture"))
-                    send(wire.Finished())
                 case _:
                     if way == "die once":
-                        Path(job.body["mark"]).touch()
+                        Path(plan["mark"]).touch()
                     os._exit(9)
+
+
+def picture(format: str, size: tuple[int, int], shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (shade % 256, 0, 0)).save(buffer, format)
+    return buffer.getvalue()
+
+
+def finished(request: dict[str, Any], place: int) -> bytes:
+    image = Image.new("RGB", (320, 192), (place, 0, 0))
+    return encode(image, "png", made_with={"request": request}, parameters="a picture")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from hwaga.cli.generate import image2image, text2image
 from hwaga.cli.lora import lora
 from hwaga.cli.models import models
 from hwaga.cli.prompt import industries, prompt, styles
+from hwaga.cli.serve import keys, serve
 from hwaga.cli.show import show
 from hwaga.version import __version__
 
@@ -40,7 +41,8 @@ def _main(
     pass
 
 
-for command in (text2image, image2image, prompt, styles, industries, show, download, doctor):
+for command in (text2image, image2image, prompt, styles, industries, show, download, serve, doctor):
     app.command()(command)
 app.add_typer(lora)
+app.add_typer(keys)
 app.add_typer(models, name="models")

@@ -80,6 +80,9 @@ class Tokenizer(Protocol):
     def ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt, template included, however many they are."""
 
+    def ids_within(self, prompt: str, limit: int) -> list[int]:
+        """The same, or PromptTooLongError if there are more than ``limit``."""
+
 
 class Family(Protocol):
     """Opens checkpoints of one architecture."""

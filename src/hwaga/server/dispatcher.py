@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from hwaga.errors import StaleAttemptError, StoreError, UnknownJobError, WireError, WorkerError
+from hwaga.errors import ServerStoppingError, StaleAttemptError, StoreError, UnknownJobError, WireError, WorkerError
 from hwaga.server import wire
 from hwaga.server.events import Event, Feeds
-from hwaga.server.jobs import LEASE, Job, JobStore, Kind
+from hwaga.server.jobs import LEASE, TERMINAL, Job, JobStore, Kind
 from hwaga.server.process import WorkerProcess
 
 POLL = 1.0
@@ -58,6 +58,10 @@ class Dispatcher:
         devices: one worker for each; None is the device of its settings.
         job_timeout: seconds that an attempt may take.
         keep_seconds, keep_bytes: how long ended jobs are kept, and how much room all pictures may take.
+
+    Attributes:
+        restarts: how often a worker was started again.
+        on_end: is told of each job that ended after it had been claimed.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class Dispatcher:
         keep_bytes: int = 20 * 2**30,
     ) -> None:
         self.store = store
+        self.restarts = 0
+        self.on_end: Callable[[Job], None] = lambda _: None
         self._model, self._dtype, self._job_timeout = model, dtype, job_timeout
         self._keep = (keep_seconds, keep_bytes)
         self._slots = [_Slot(device) for device in devices]
@@ -96,14 +102,19 @@ class Dispatcher:
         """How many jobs can be drawn at once."""
         return len(self._slots)
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes that draw."""
+        return [slot.worker.pid for slot in self._slots if slot.worker is not None]
+
     async def start(self) -> None:
         """Starts the workers, and does not wait until they are ready."""
         self._tasks = [asyncio.create_task(self._serve(slot)) for slot in self._slots]
         self._tasks.append(asyncio.create_task(self._look_after()))
 
-    async def stop(self, deadline: float) -> None:
-        """Takes no more jobs from the queue, and waits up to ``deadline`` seconds for those that run. What is not done by
-        then waits in the queue for the next start. Subscriptions end, and the store is closed.
+    async def drain(self, deadline: float) -> None:
+        """Takes no more jobs, neither in nor from the queue, and waits up to ``deadline`` seconds for those that run. What is
+        not done by then waits in the queue for the next start. Subscriptions end; jobs can still be looked at and cancelled.
         """
         self._stopping.set()
         for slot, task in zip(self._slots, self._tasks, strict=False):
@@ -119,7 +130,12 @@ class Dispatcher:
             if slot.job is not None:
                 with contextlib.suppress(StaleAttemptError, StoreError):
                     await self.call(self.store.release, slot.job.id, slot.job.attempt, lost=None)
+                slot.job = None
         self._feeds.close()
+
+    async def stop(self, deadline: float) -> None:
+        """As ``drain``; and the store is closed."""
+        await self.drain(deadline)
         await self.call(self.store.close)
         self._thread.shutdown()
 
@@ -134,7 +150,12 @@ class Dispatcher:
 
         ``body`` is what a worker reads: "request", the fields of an ImageRequest without its picture; "number" of pictures, 1
         unless given; "previews", whether steps come with one.
+
+        Raises:
+            ServerStoppingError: this stops.
         """
+        if self._stopping.is_set():
+            raise ServerStoppingError("The server is being stopped. Try again when it is back.")
         job = await self.call(self.store.submit, kind, body, owner=owner, source=source, key=key)
         for slot in self._slots:
             slot.wake.set()
@@ -183,6 +204,8 @@ class Dispatcher:
                 if reaped := await self.call(self.store.reap):
                     for job in reaped:
                         self._feeds.publish(job)
+                        if job.status in TERMINAL:
+                            self.on_end(job)
                     await self._publish_places()
                 if loop.time() >= expire_at:
                     expire_at += _EXPIRE_EVERY
@@ -225,6 +248,7 @@ class Dispatcher:
                     "A worker ended (exit code %s), and starts in %g s again. %s", code, delay, slot.problem or ""
                 )
                 await self._pause(delay)
+                self.restarts += 1
                 delay = min(2 * delay, longest)
 
     async def _work(self, slot: _Slot, worker: WorkerProcess) -> None:
@@ -239,6 +263,8 @@ class Dispatcher:
                     await self._publish_places()
                     ended, usable = await self._draw(slot.job, worker)
                     self._feeds.publish(ended)
+                    if ended.status in TERMINAL:
+                        self.on_end(ended)
                     await self._publish_places()
             except StaleAttemptError as error:  # the worker may still be drawing it
                 _log.error("%s", error)

@@ -28,6 +28,10 @@ class WorkerProcess:
         self._process, self._writer = process, writer
         self._reading = asyncio.create_task(self._read(reader))
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     @classmethod
     async def start(cls) -> WorkerProcess:
         """Starts a worker. It loads nothing before it is told to.

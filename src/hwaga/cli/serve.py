@@ -1,0 +1,124 @@
+"""``hwaga serve`` and ``hwaga keys``."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hwaga.cards import find_card
+from hwaga.cli.console import print_result, say
+from hwaga.errors import ServerError, SettingsError
+from hwaga.server.store import SqliteStore
+from hwaga.settings import Settings, parse_bytes
+
+keys = typer.Typer(name="keys", help="API keys of the server.", no_args_is_help=True)
+
+_EXTRA = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "starlette", "python_multipart")
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8188,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="A model's name, a folder or a card file (HWAGA_MODEL, or mini)."),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cuda, cuda:1, mps or cpu. Repeatable: each draws jobs of its own (by default the fastest present)."
+        ),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32 (by default what suits the device).")] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Most jobs that may wait.")] = 1000,
+    keep_days: Annotated[float, typer.Option(min=0, help="How long ended jobs and their pictures are kept.")] = 7,
+    keep_bytes: Annotated[str, typer.Option(help="Most room for pictures: older ones go first.")] = "20 GiB",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A further name that the server is reached by. Repeatable.")
+    ] = None,
+) -> None:
+    """Serve pictures over HTTP: Hwaga's own API, and that of OpenAI for images, below http://HOST:PORT/v1."""
+    settings = Settings.read()
+    card = find_card(model or settings.model, settings.models)
+    try:
+        room = parse_bytes(keep_bytes)
+    except ValueError as error:
+        raise SettingsError(f"--keep-bytes {error}") from None
+    try:
+        from hwaga.server.api import create_app
+        from hwaga.server.dispatcher import Dispatcher
+        from hwaga.server.listener import bind, is_loopback, serve_app
+        from hwaga.server.security import Access
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        raise ServerError(f"Serving needs {error.name}. Install it with: pip install 'hwaga[server]'") from error
+    with closing(bind(host, port)) as listening:
+        store = SqliteStore(settings.server, queue_limit=queue)
+        try:
+            address, taken = listening.getsockname()[:2]
+            loopback = is_loopback(address)
+            if not loopback and not store.keys():
+                raise ServerError(
+                    f"{host} can be reached from other machines, and there is no API key yet. Make one with "
+                    "`hwaga keys add NAME`, or serve on 127.0.0.1."
+                )
+            dispatcher = Dispatcher(
+                store,
+                model=model or settings.model,
+                dtype=dtype or settings.dtype,
+                devices=device or [settings.device],
+                keep_seconds=keep_days * 86400,
+                keep_bytes=room,
+            )
+            access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback)
+            app = create_app(dispatcher, card, settings, access)
+        except BaseException:
+            store.close()
+            raise
+        name = f"[{address}]" if listening.family == socket.AF_INET6 else address
+        say(f"Serving {card.name} on http://{name}:{taken}. Ctrl-C stops.")
+        serve_app(app, dispatcher, listening)
+
+
+@keys.command()
+def add(name: Annotated[str, typer.Argument(help="What it is for, to tell it from others.")]) -> None:
+    """Make an API key, and print it. It cannot be shown again."""
+    with _store() as store:
+        key, secret = store.add_key(name)
+    print_result(secret)
+    say(f"This key, {key.id}, is kept as a digest only: note it down. From now on the server asks for a key.")
+
+
+@keys.command(name="list")
+def list_keys() -> None:
+    """List the API keys, without their secrets."""
+    with _store() as store:
+        found = store.keys()
+    if not found:
+        say("There is none. Make one with `hwaga keys add NAME`.")
+        return
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for key in found:
+        table.add_row(key.id, Text(key.name))
+    Console(highlight=False).print(table)
+
+
+@keys.command()
+def remove(key: Annotated[str, typer.Argument(help="The id that `hwaga keys list` shows.")]) -> None:
+    """End an API key. Its jobs and pictures stay until they expire, and nobody sees them."""
+    with _store() as store:
+        store.remove_key(key)
+
+
+@contextmanager
+def _store() -> Iterator[SqliteStore]:
+    with closing(SqliteStore(Settings.read().server)) as store:
+        yield store

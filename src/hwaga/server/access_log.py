@@ -1,0 +1,70 @@
+"""The outermost layer of the server: the id of each request, a line in the log, and headers that every answer carries."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from hwaga.server.refusals import refusal
+
+_log = logging.getLogger(__name__)
+
+
+class AccessLog:
+    """Logs each request to ``app``, and answers for it where it fails. What was asked for is not logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id, begin, status = f"req_{secrets.token_hex(12)}", time.perf_counter(), 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Content-Security-Policy"] = "default-src 'none'; frame-ancestors 'none'"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        except ClientDisconnect:
+            pass
+        except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer and the log the reason
+            _log.exception("Request %s failed.", request_id)
+            if not status:
+                await refusal(500, f"The server failed at request {request_id}. Its log says why.")(
+                    scope, receive, noting
+                )
+        finally:
+            fields = {"method": scope["method"], "path": scope["path"], "status": status}
+            fields |= {"request_id": request_id, "ms": round(1000 * (time.perf_counter() - begin), 1)}
+            _log.info("%(method)s %(path)s", fields, extra=fields)
+
+
+class JsonLines(logging.Formatter):
+    """Log records as JSON, one a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        fields = ("request_id", "method", "path", "status", "ms")
+        return json.dumps(line | {name: vars(record)[name] for name in fields if name in vars(record)})

@@ -1,0 +1,59 @@
+"""The server over HTTP: Hwaga's own API, that of OpenAI for images, health and metrics, as one app over a dispatcher."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from hwaga.cards import ModelCard
+from hwaga.loras import LoraLibrary
+from hwaga.prompt import Library
+from hwaga.server import health, native, openai_images, refusals
+from hwaga.server.access_log import AccessLog
+from hwaga.server.dispatcher import Dispatcher
+from hwaga.server.drawing import Front
+from hwaga.server.security import Access, Gate
+from hwaga.settings import Settings
+from hwaga.tokens import token_checker
+from hwaga.version import __version__
+
+UPLOADS = ("/v1/jobs", "/v1/images/edits")
+
+
+def create_app(dispatcher: Dispatcher, card: ModelCard, settings: Settings, access: Access) -> FastAPI:
+    """The app. It starts the dispatcher when it starts, and stops it, at once, when it stops.
+
+    Args:
+        dispatcher: not started yet.
+        card: the model that its workers open.
+        settings: whose packs and LoRAs count.
+        access: who is let in.
+
+    Raises:
+        CheckpointError: the model's tokenizer is not there, or damaged.
+        PackError: a prompt pack is not valid.
+    """
+
+    @asynccontextmanager
+    async def running(_: FastAPI) -> AsyncIterator[None]:
+        await dispatcher.start()
+        try:
+            yield
+        finally:
+            await dispatcher.stop(0)
+
+    # Its pages of documentation would load scripts from elsewhere.
+    app = FastAPI(title="Hwaga", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
+    app.state.front = Front(
+        dispatcher, card, Library.load(settings.packs), LoraLibrary(settings.loras), token_checker(card)
+    )
+    app.state.metrics = health.Metrics()
+    dispatcher.on_end = app.state.metrics.observe
+    refusals.add_to(app)
+    for part in (native, openai_images, health):
+        app.include_router(part.router)
+    app.add_middleware(Gate, dispatcher=dispatcher, access=access, uploads=UPLOADS)
+    app.add_middleware(AccessLog)  # the last one added is the outermost
+    return app

@@ -1,0 +1,283 @@
+"""What clients ask for, whichever of the two APIs they speak: its fields, its check before a job is made of it, and the job."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+
+from hwaga.cards import ModelCard
+from hwaga.errors import RequestError, SizeError, SourceImageError, UnknownJobError
+from hwaga.loras import LoraLibrary
+from hwaga.prompt import Composition, Library, compose
+from hwaga.request import MAX_SEED, ImageRequest
+from hwaga.server.dispatcher import Dispatcher
+from hwaga.server.jobs import Job, Kind
+from hwaga.server.security import MAX_PICTURE
+
+MAX_PROMPT = 32_000
+"""Most characters of a prompt: several times what any limit of tokens admits."""
+
+Name = Annotated[str, Field(max_length=200)]
+_MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
+
+
+class Words(BaseModel):
+    """What becomes the prompt."""
+
+    # A number in quotes is no number. Forms, where all is text, are read without this.
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str = Field(max_length=MAX_PROMPT, description="What to draw, in your own words.", examples=["a red apple"])
+    style: Name | None = Field(None, description="A style (GET /v1/styles), or auto.")
+    industry: Name | None = Field(None, description="A business (GET /v1/industries), or auto.")
+    avoid: list[Name] = Field([], max_length=32, description="Things not wanted, as text or people.")
+    use: Name | None = Field(None, description="Where it will be shown: feed, story, banner or poster.")
+    style_fallback: bool = Field(False, description="Go on without the style's LoRA where it is absent.")
+
+
+class Drawing(Words):
+    """What every request for pictures may say."""
+
+    size: Name | None = Field(None, description="WIDTHxHEIGHT in pixels, or auto.", examples=["256x256"])
+    aspect: Name | None = Field(None, description="A shape of the model's, as 16:9, in place of a size.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Makes a picture repeatable. Each next one counts it up."
+    )
+    steps: int | None = Field(
+        None, ge=1, le=1000, description="Forwards of the denoiser; the model's default unless given."
+    )
+    lora: list[Name] = Field([], max_length=16, description="LoRAs as NAME or NAME:WEIGHT (GET /v1/loras).")
+    max_tokens: int | None = Field(None, ge=1, description="Raises the prompt's limit, as far as the model goes.")
+
+    def request(self, **more: Any) -> ImageRequest:
+        """As the engine knows it. Raises RequestError."""
+        width, height = _parsed_size(self.size)
+        return ImageRequest(
+            self.prompt, style=self.style, industry=self.industry, avoid=self.avoid, use=self.use,
+            style_fallback=self.style_fallback, loras=self.lora, width=width, height=height, aspect=self.aspect,
+            steps=self.steps, seed=self.seed, max_tokens=self.max_tokens, **more,
+        )  # fmt: skip
+
+
+class FromPicture(BaseModel):
+    """What a request with a picture to start from may say besides."""
+
+    strength: float | None = Field(
+        None, gt=0, le=1, allow_inf_nan=False, description="The noise level that the picture is taken to. 1 ignores it."
+    )
+
+
+@dataclass
+class Front:
+    """What the side that answers requests works with.
+
+    Attributes:
+        count: tokens of a prompt, with a limit beyond which it raises PromptTooLongError.
+        waiting: how many clients wait for each job.
+    """
+
+    dispatcher: Dispatcher
+    card: ModelCard
+    library: Library
+    loras: LoraLibrary
+    count: Callable[[str, int], int]
+    waiting: Counter[str] = field(default_factory=Counter)
+
+    def composed(self, words: Words | ImageRequest, limit: int) -> Composition:
+        """The prompt that words come to, counted. Raises RequestError."""
+        return compose(
+            words.prompt, family=self.card.family, library=self.library, card=self.card, style=words.style,
+            industry=words.industry, avoid=words.avoid, use=words.use, style_fallback=words.style_fallback,
+            count_tokens=lambda text: self.count(text, 10**9), token_limit=limit,
+        )  # fmt: skip
+
+    def check(self, request: ImageRequest) -> int:
+        """Refuses what the model does not take, as far as that is known without the engine, so that the client hears of it at
+        once and not when it is its turn. Returns the number of the prompt's tokens.
+
+        Raises:
+            RequestError: (or a subclass) with the remedy.
+        """
+        card, limits = self.card, self.card.limits
+        limit = request.max_tokens or limits.tokens
+        if limit > limits.max_tokens:
+            raise RequestError(f"max_tokens of {limit} is beyond {card.name}, which takes {limits.max_tokens} at most.")
+        if request.steps is not None and request.steps > limits.max_steps:
+            raise RequestError(f"{card.name} takes {limits.max_steps} steps at most, not {request.steps}.")
+        if request.aspect is not None:
+            card.size_of(request.aspect)
+        if request.width is not None and request.height is not None:
+            card.check_size(request.width, request.height)
+        for lora in request.model_loras:
+            self.loras.find(lora.name, card)
+        text = self.composed(request, limit).text if request.composes else request.prompt
+        return self.count(text, limit)
+
+    async def submit(
+        self,
+        request: ImageRequest,
+        *,
+        owner: str,
+        number: int,
+        previews: bool,
+        source: bytes | None,
+        key: str | None,
+    ) -> tuple[Job, int]:
+        """Checks a request and takes it in as a job. Returns it and the number of the prompt's tokens."""
+        if source is not None:
+            check_picture(source)
+        tokens = await asyncio.to_thread(self.check, request)
+        fields = request.to_json()
+        if source is not None:  # the request was made without its picture, which the worker decodes
+            fields |= {name: getattr(request, name) for name in ("strength", "fit", "steps_scale")}
+        body = {"request": fields, "number": number, "previews": previews}
+        kind: Kind = "text2image" if source is None else "image2image"
+        return await self.dispatcher.submit(kind, body, owner=owner, source=source, key=key), tokens
+
+    async def job(self, job: str, owner: str) -> Job:
+        """A job of that owner's. Those of others are not there: UnknownJobError."""
+        with contextlib.suppress(UnknownJobError):
+            found = await self.dispatcher.call(self.dispatcher.store.get, job)
+            if found.owner == owner:
+                return found
+        raise UnknownJobError("There is no job of that id. It may have been removed by its age.")
+
+    async def picture(self, image: str, owner: str) -> bytes:
+        """The PNG of a finished picture of that owner's, or UnknownJobError."""
+        with contextlib.suppress(UnknownJobError):
+            job, data = await self.dispatcher.call(self.dispatcher.store.picture, image)
+            await self.job(job, owner)
+            return data
+        raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
+
+    @asynccontextmanager
+    async def attending(self, job: Job, *, cancels: bool) -> AsyncIterator[None]:
+        """While a client waits for a job. Where it ``cancels`` and leaves as the last one, a job that goes on is cancelled."""
+        self.waiting[job.id] += 1
+        try:
+            yield
+        finally:
+            self.waiting[job.id] -= 1
+            if not self.waiting[job.id]:
+                del self.waiting[job.id]
+                if cancels:
+                    with contextlib.suppress(UnknownJobError):
+                        await self.dispatcher.cancel(job.id)
+
+
+def _front(request: Request) -> Front:
+    front: Front = request.app.state.front
+    return front
+
+
+def _owner(request: Request, _: Annotated[Any, Depends(HTTPBearer(auto_error=False))]) -> str:
+    owner: str = request.state.owner  # found out by the gate; the scheme is here for the OpenAPI document
+    return owner
+
+
+TheFront = Annotated[Front, Depends(_front)]
+Owner = Annotated[str, Depends(_owner)]
+IdempotencyKey = Annotated[
+    str | None, Header(min_length=1, max_length=255, description="The same key and request give the same job again.")
+]
+
+
+def check_picture(data: bytes) -> None:
+    """Refuses what cannot be a picture, by size and first bytes. The worker decodes it.
+
+    Raises:
+        SourceImageError: with the remedy.
+    """
+    if len(data) > MAX_PICTURE:
+        raise SourceImageError(
+            f"The picture has {len(data):,} bytes, and {MAX_PICTURE:,} are the most. Save it smaller."
+        )
+    if not _MAGIC.match(data):
+        raise SourceImageError("The picture is not a PNG, JPEG or WebP picture. Convert it first.")
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+async def read_json(request: Request, model: type[Body]) -> Body:
+    """A body of JSON, which says that it is: a page of another site can send other types unasked. RequestValidationError."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestValidationError([{"type": "model_type", "loc": ("body",), "msg": ""}])
+    try:
+        values = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": ""}]) from error
+    return _validated(model, values, strict=True)
+
+
+async def read_form(request: Request, model: type[Body]) -> tuple[Body, bytes | None]:
+    """A multipart body, whose list fields may be written as ``name`` or ``name[]``, and the picture in its field ``image``.
+
+    Raises:
+        RequestValidationError: a field that is not the model's, or a bad value.
+        RequestError: several pictures, or a file in another field.
+    """
+    values: dict[str, Any] = {}
+    pictures = []
+    async with request.form(max_files=4, max_fields=200) as form:
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")
+            if isinstance(value, UploadFile):
+                if name == "mask":
+                    raise RequestError("Masks are not supported: the whole picture is drawn anew. Leave mask out.")
+                if name != "image":
+                    raise RequestError(f"{name} must not be a file.")
+                pictures.append(await value.read(MAX_PICTURE + 1))
+            elif name == "image":
+                raise SourceImageError("image must be a file of the form.")
+            elif name in model.model_fields and model.model_fields[name].annotation == list[Name]:
+                values.setdefault(name, []).append(value)
+            elif name in values:
+                raise RequestError(f"{name} is given twice.")
+            else:
+                values[name] = value
+    if len(pictures) > 1:
+        raise RequestError("Give one picture to start from: several are not supported.")
+    return _validated(model, values, strict=False), pictures[0] if pictures else None
+
+
+def _validated(model: type[Body], values: Any, *, strict: bool) -> Body:
+    try:
+        return model.model_validate(values, strict=strict)
+    except ValidationError as error:
+        raise RequestValidationError(
+            error.errors(include_context=False, include_url=False, include_input=False)
+        ) from None
+
+
+def body_schema(**kinds: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI document says of a body that ``read_json`` or ``read_form`` reads; ``form`` also holds a picture."""
+    content = {}
+    for kind, model in kinds.items():
+        schema = model.model_json_schema()
+        if kind == "form":
+            schema["properties"]["image"] = {"type": "string", "format": "binary", "description": "PNG, JPEG or WebP."}
+        content["multipart/form-data" if kind == "form" else "application/json"] = {"schema": schema}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _parsed_size(size: str | None) -> tuple[int | None, int | None]:
+    if size is None or size == "auto":
+        return None, None
+    match = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", size)
+    if match is None:
+        raise SizeError(f"The size must be WIDTHxHEIGHT, as in 1024x768, or auto, not {size!r}.")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,357 @@
+"""Hwaga's own API: jobs that go on whether anyone waits for them or not, their pictures, and what there is to ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from hwaga.errors import RequestError, SourceImageError
+from hwaga.image_file import Format
+from hwaga.request import Fit, LoraUse
+from hwaga.server.drawing import (
+    Drawing,
+    FromPicture,
+    Front,
+    IdempotencyKey,
+    Name,
+    Owner,
+    TheFront,
+    Words,
+    body_schema,
+    read_form,
+    read_json,
+)
+from hwaga.server.event_stream import EventStream, frame
+from hwaga.server.events import Event
+from hwaga.server.jobs import Job, Kind, Status
+from hwaga.server.picture_formats import converted, thumbnail
+from hwaga.server.refusals import RESPONSES, ErrorDetails, of_job
+
+router = APIRouter(prefix="/v1", responses=RESPONSES)
+
+
+class JobForm(Drawing, FromPicture):
+    """A job to make, as a form."""
+
+    fit: Fit | None = Field(None, description="How a picture of another shape meets the size.")
+    steps_scale: bool = Field(False, description="Let strength drop steps, as the reference pipeline does.")
+    number: int = Field(1, ge=1, le=10, description="How many pictures.")
+    previews: bool = Field(False, description="Let each step bring a small JPEG of what emerges.")
+
+
+class JobBody(JobForm):
+    """A job to make, as JSON."""
+
+    image: str | None = Field(None, description="A picture to start from, as base64: PNG, JPEG or WebP.")
+
+
+class Progress(BaseModel):
+    """Steps done and steps in all."""
+
+    step: int
+    total: int
+
+
+class PictureView(BaseModel):
+    """A finished picture."""
+
+    id: str
+    url: str = Field(examples=["/v1/images/0f3c8a5e0f3c8a5e0f3c8a5e0f3c8a5e"])
+
+
+class JobView(BaseModel):
+    """A job as its owner sees it. Times are seconds since the epoch."""
+
+    id: str
+    kind: Kind
+    status: Status
+    cancel_requested: bool
+    created: float
+    started: float | None
+    finished: float | None
+    position: int | None = Field(description="How many jobs are before it, while it waits.")
+    progress: Progress
+    error: ErrorDetails | None
+    images: list[PictureView]
+    request: dict[str, Any]
+    number: int
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first."""
+
+    data: list[JobView]
+    next: str | None = Field(description="The cursor of the next page, if there is one.")
+
+
+class Entry(BaseModel):
+    """A style or an industry."""
+
+    name: str
+    title: dict[str, str]
+    aliases: list[str]
+    lora: str | None = Field(description="The LoRA that the model has for a style.")
+
+
+class LoraView(BaseModel):
+    """A LoRA that can be asked for."""
+
+    name: str
+    model: str | None = Field(description="The model that it comes with; none for one of your own.")
+    present: bool
+
+
+class Weighted(BaseModel):
+    """A LoRA and its weight."""
+
+    name: str
+    weight: float
+
+
+class Composed(BaseModel):
+    """What words come to, and its length by the model's own tokenizer."""
+
+    prompt: str
+    tokens: int
+    token_limit: int
+    style: str | None
+    industry: str | None
+    aspect: str | None
+    loras: list[Weighted]
+    notes: list[str]
+
+
+def _view(job: Job, queue: list[str]) -> JobView:
+    return JobView(
+        id=job.id,
+        kind=job.kind,
+        status=job.status,
+        cancel_requested=job.cancel_requested,
+        created=job.created,
+        started=job.started,
+        finished=job.finished,
+        position=queue.index(job.id) if job.status == "queued" and job.id in queue else None,
+        progress=Progress(step=job.progress[0], total=job.progress[1]),
+        error=None if job.error is None else ErrorDetails(**of_job(job.error)[1]["error"]),
+        images=[PictureView(id=image, url=f"/v1/images/{image}") for image in job.images],
+        request=job.body.get("request", {}),
+        number=job.body.get("number", 1),
+    )
+
+
+async def _shown(front: Front, job: Job) -> JobView:
+    return _view(job, await front.dispatcher.call(front.dispatcher.store.queue))
+
+
+@router.post(
+    "/jobs",
+    status_code=202,
+    tags=["jobs"],
+    summary="Make a job, from words or from a picture and words",
+    openapi_extra=body_schema(json=JobBody, form=JobForm),
+)
+async def make_job(
+    request: Request, response: Response, front: TheFront, owner: Owner, idempotency_key: IdempotencyKey = None
+) -> JobView:
+    """Answers once the job is on the disk; it is then drawn even if nobody asks for it again."""
+    body: JobForm
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        body, source = await read_form(request, JobForm)
+    else:
+        body = parsed = await read_json(request, JobBody)
+        source = None if parsed.image is None else _decoded(parsed.image)
+    given = {name: getattr(body, name) for name in ("strength", "fit") if getattr(body, name) is not None}
+    if source is None and (given or body.steps_scale):
+        raise RequestError("strength, fit and steps_scale are about a picture to start from. Send one as image.")
+    job, _ = await front.submit(
+        body.request(steps_scale=body.steps_scale, **given),
+        owner=owner,
+        number=body.number,
+        previews=body.previews,
+        source=source,
+        key=idempotency_key,
+    )
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return await _shown(front, job)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise SourceImageError("The image is not base64. Send the bytes of a picture as base64, or a form.") from error
+
+
+@router.get("/jobs", tags=["jobs"], summary="Your jobs, newest first")
+async def list_jobs(
+    front: TheFront,
+    owner: Owner,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    cursor: Annotated[Name | None, Query(description="`next` of the page before.")] = None,
+) -> JobPage:
+    """A page of jobs."""
+    before = None
+    if cursor is not None:
+        try:
+            created, last = json.loads(base64.urlsafe_b64decode(cursor.encode("ascii")))
+            before = (float(created), str(last))
+            str(last).encode()
+        except (ValueError, TypeError, RecursionError, OverflowError) as error:
+            raise RequestError("The cursor is none of ours. Leave it out to begin with the newest job.") from error
+    store = front.dispatcher.store
+    jobs = await front.dispatcher.call(store.jobs, owner=owner, before=before, limit=limit + 1)
+    queue = await front.dispatcher.call(store.queue)
+    shown, rest = jobs[:limit], jobs[limit:]
+    following = json.dumps([shown[-1].created, shown[-1].id]).encode() if rest else None
+    return JobPage(
+        data=[_view(job, queue) for job in shown],
+        next=None if following is None else base64.urlsafe_b64encode(following).decode(),
+    )
+
+
+@router.get("/jobs/{job}", tags=["jobs"], summary="A job")
+async def get_job(job: str, front: TheFront, owner: Owner) -> JobView:
+    """A job as it is now."""
+    return await _shown(front, await front.job(job, owner))
+
+
+@router.delete("/jobs/{job}", tags=["jobs"], summary="Cancel a job")
+async def cancel_job(job: str, front: TheFront, owner: Owner) -> JobView:
+    """One that is being drawn stops after the step that it is at. One that has ended stays as it is."""
+    await front.job(job, owner)
+    return await _shown(front, await front.dispatcher.cancel(job))
+
+
+@router.get(
+    "/jobs/{job}/events",
+    tags=["jobs"],
+    summary="What happens to a job, as server-sent events",
+    response_class=Response,
+    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events"}},
+)
+async def job_events(
+    job: str,
+    front: TheFront,
+    owner: Owner,
+    last_event_id: Annotated[str | None, Header(description="The id of the last event that was seen.")] = None,
+) -> EventStream:
+    """Events are queued, started, step, succeeded, failed and cancelled; the stream ends with one of the last three.
+
+    A client that comes back names the last event that it has seen, and gets what it has missed since.
+    """
+    found = await front.job(job, owner)
+    after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else 0
+
+    async def frames() -> AsyncGenerator[bytes, None]:
+        async with front.attending(found, cancels=False):
+            async for event in front.dispatcher.events(job, after=after):
+                yield frame(event.kind, _described(event), id=event.id)
+
+    return EventStream(frames())
+
+
+def _described(event: Event) -> dict[str, Any]:
+    view = _view(event.job, []).model_dump()
+    names = {"queued": (), "started": (), "step": ("progress",), "succeeded": ("images",), "failed": ("error",)}
+    data: dict[str, Any] = {"job": event.job.id, "status": event.job.status}
+    data |= {name: view[name] for name in names.get(event.kind, ())}
+    if event.position is not None:
+        data["position"] = event.position
+    if event.preview:
+        data["preview"] = base64.b64encode(event.preview).decode()
+    return data
+
+
+@router.get(
+    "/images/{image}",
+    tags=["images"],
+    summary="A finished picture",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {
+                f"image/{format}": {"schema": {"type": "string", "format": "binary"}}
+                for format in ("png", "jpeg", "webp")
+            },
+            "description": "The picture",
+        },
+        304: {"description": "The picture that If-None-Match names"},
+    },
+)
+async def get_image(
+    image: str,
+    front: TheFront,
+    owner: Owner,
+    format: Format = "png",
+    quality: Annotated[int, Query(ge=1, le=100, description="Of JPEG and WebP.")] = 92,
+    small: Annotated[bool, Query(alias="thumbnail", description="At most 256 pixels a side.")] = False,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    """The picture with the settings that made it inside; a thumbnail is without."""
+    data = await front.picture(image, owner)
+    tag = f'"{image}-{format}-{quality}-{small:d}"'
+    headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
+    if if_none_match is not None and tag in if_none_match:
+        return Response(status_code=304, headers=headers)
+    if small:
+        data = await asyncio.to_thread(thumbnail, data, format)
+    else:
+        data = await asyncio.to_thread(converted, data, format, quality)
+    return Response(data, media_type=f"image/{format}", headers=headers)
+
+
+@router.get("/styles", tags=["words"], summary="The styles there are")
+async def list_styles(front: TheFront, _: Owner) -> list[Entry]:
+    """Those of the packs and of the model."""
+    packs, own = front.library.styles, front.card.styles
+    entries = []
+    for name in dict.fromkeys([*packs, *own]):
+        lora = front.card.folder / (own[name].lora or "") if name in own and own[name].lora else None
+        titles = packs[name].titles if name in packs else own[name].title
+        aliases = list(packs[name].aliases) if name in packs else []
+        entries.append(Entry(name=name, title=dict(titles), aliases=aliases, lora=lora.stem if lora else None))
+    return entries
+
+
+@router.get("/industries", tags=["words"], summary="The industries there are")
+async def list_industries(front: TheFront, _: Owner) -> list[Entry]:
+    """Kinds of business whose pictures the packs know."""
+    entries = front.library.industries.values()
+    return [
+        Entry(name=entry.name, title=dict(entry.titles), aliases=list(entry.aliases), lora=None) for entry in entries
+    ]
+
+
+@router.get("/loras", tags=["words"], summary="The LoRAs there are")
+async def list_loras(front: TheFront, _: Owner) -> list[LoraView]:
+    """Those of the model and the server's own."""
+    entries = front.loras.entries(front.card).values()
+    return [LoraView(name=entry.name, model=entry.model, present=entry.file.is_file()) for entry in entries]
+
+
+@router.post("/prompts/compose", tags=["words"], summary="What words come to; nothing is drawn")
+async def compose_prompt(words: Words, front: TheFront, _: Owner) -> Composed:
+    """The prompt that the model would be given, and its length."""
+    limit = front.card.limits.tokens
+    composition = await asyncio.to_thread(front.composed, words, limit)
+    return Composed(
+        prompt=composition.text,
+        tokens=composition.tokens or 0,
+        token_limit=limit,
+        style=composition.style,
+        industry=composition.industry,
+        aspect=composition.aspect,
+        loras=[_weighted(lora) for lora in composition.loras],
+        notes=list(composition.notes),
+    )
+
+
+def _weighted(lora: LoraUse) -> Weighted:
+    return Weighted(name=lora.name, weight=lora.weight)

@@ -1,0 +1,47 @@
+"""Finished pictures, which are kept as PNG, in the format that a client asks for."""
+
+from __future__ import annotations
+
+import io
+import json
+
+from hwaga.image_file import Format, encode
+from hwaga.source_image import opened_picture
+
+THUMBNAIL = 256
+
+
+def converted(png: bytes, format: Format, quality: int) -> bytes:
+    """The picture in a format, with the settings that made it inside.
+
+    Raises:
+        ImageFileError: the settings are too long for the format.
+    """
+    if format == "png":
+        return png
+    with opened_picture(png, "the picture") as picture:
+        picture.load()
+        info = picture.info
+        return encode(
+            picture.convert("RGB"),
+            format,
+            made_with=json.loads(info["hwaga"]),
+            parameters=info["parameters"],
+            quality=quality,
+        )
+
+
+def thumbnail(png: bytes, format: Format) -> bytes:
+    """A small copy, without settings."""
+    with opened_picture(png, "the picture") as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, format)
+    return buffer.getvalue()
+
+
+def size_of(data: bytes) -> str:
+    """Width and height of an encoded picture, as in "1024x768"."""
+    with opened_picture(data, "the picture") as picture:
+        return f"{picture.width}x{picture.height}"
