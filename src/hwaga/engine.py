@@ -400,7 +400,7 @@ def choose(
 
 
 def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
-    """Whether a file is a LoRA, and which models it fits. No weights are read.
+    """Whether a file is a LoRA, and which models it fits. No weights of the models are read.
 
     Args:
         cards: of models that are on this machine.
@@ -411,7 +411,7 @@ def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
     Raises:
         LoraError: it is no LoRA, damaged or of a kind that is not computed here.
     """
-    LoraFile.read(file)
+    LoraFile.read(file).check_values()
     fits: dict[str, str | None] = {}
     for card in cards:
         try:

@@ -78,6 +78,8 @@ class LoraLibrary:
         """
         found = self.entries(card)
         name = unicodedata.normalize("NFC", name)
+        if name not in found and (Path(name).suffix == SUFFIX or Path(name).name != name):
+            raise LoraError(f"There is no LoRA {name!r}. If it is a file, `hwaga lora add` gives it a name to ask for.")
         if name not in found:
             near = get_close_matches(name, found, n=2, cutoff=0.5)
             meant = f" Did you mean {' or '.join(near)}?" if near else ""

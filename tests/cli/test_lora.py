@@ -37,8 +37,23 @@ def test_what_is_added_is_a_lora(hwaga: Command) -> None:
     assert "is no LoRA" in hwaga.refused("lora", "add", "base.safetensors")
     Path("x.safetensors").write_bytes(FLAT.read_bytes()[:5000])
     assert "truncated" in hwaga.refused("lora", "add", "x.safetensors")
-    assert "missing" in hwaga.refused("lora", "add", "none.safetensors")
+    assert "There is no file none.safetensors" in hwaga.refused("lora", "add", "none.safetensors")
     assert json.loads(hwaga("lora", "list", "--json", "--model", "z-image-turbo").out) == []
+
+
+def test_values_are_looked_at_before_a_file_is_taken(hwaga: Command) -> None:
+    tensors = load_file(FLAT)
+    key = next(iter(tensors))
+    tensors[key][0, 0] = torch.nan
+    save(Path("nan.safetensors"), tensors)
+    assert f"{key} holds NaN or infinity" in hwaga.refused("lora", "add", "nan.safetensors")
+
+
+def test_a_style_that_changes_nothing_says_so(hwaga: Command) -> None:
+    said = hwaga("text2image", APPLE, "--steps", 1, "--style", "수채화", "-o", "a.png").err
+    assert "The style watercolor changes nothing: mini draws from your own words alone" in said
+    assert "realistic, semi_realistic, anime" in said
+    assert hwaga("text2image", APPLE, "--steps", 1, "--style", "anime", "-o", "b.png").err == ""
 
 
 def test_one_for_another_model_is_kept_and_said_so(hwaga: Command) -> None:
@@ -95,4 +110,4 @@ def test_refusals(hwaga: Command) -> None:
     assert "NAME or NAME:WEIGHT" in hwaga.refused("text2image", APPLE, "--lora", "flat:heavy")
     assert "from -10 to 10" in hwaga.refused("text2image", APPLE, "--lora", "flat:99")
     assert "Give each LoRA once" in hwaga.refused("text2image", APPLE, "--lora", "flat", "--lora", "flat:2")
-    assert "There is no LoRA '../flat'" in hwaga.refused("text2image", APPLE, "--lora", "../flat")
+    assert "hwaga lora add" in hwaga.refused("text2image", APPLE, "--lora", "../flat")

@@ -36,7 +36,7 @@ def test_a_model_that_does_not_read_the_packs_gets_the_typed_words(hwaga: Comman
         "prompt", "라떼 한 잔", "--style", "anime", "--industry", "auto", "--avoid", "no text", "--model", "mini"
     )
     assert done.out == "라떼 한 잔\n"
-    assert "The packs' wording is left out: mini draws from your own words alone." in done.err
+    assert "the packs' wording for setting, composition, lighting, atmosphere, details, avoid. mini draws" in done.err
     assert "LoRA: flat at 1" in done.err
 
 

@@ -49,6 +49,8 @@ def add(
     print_result(entry.name)
     for model_name, reason in fits.items():
         say(f"It fits {model_name}." if reason is None else f"It does not fit {model_name}: {reason}")
+    if all(reason is not None for reason in fits.values()):
+        say("It is kept for a model that is not on this machine yet.")
 
 
 @lora.command("list")

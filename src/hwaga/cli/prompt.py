@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -78,7 +79,8 @@ def prompt(
     if composition.tokens is not None:
         say(f"Tokens: {composition.tokens} of {card.limits.tokens}")
     else:
-        say(f"Tokens are not counted: the tokenizer for {family} of {card.name} is not on this machine.")
+        fetch = f" `hwaga download {card.name}` fetches it." if card.download and family == card.family else ""
+        say(f"Tokens are not counted: the tokenizer for {family} of {card.name} is not on this machine.{fetch}")
 
 
 def styles(model: Model = None, as_json: Json = False) -> None:
@@ -126,7 +128,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     for row in rows:
-        lora = f"LoRA {row['lora']}" if row.get("lora") else ""
+        lora = f"LoRA {Path(row['lora']).stem}" if row.get("lora") else ""
         cells = [row["name"], row["title"].get("ko", ""), row["title"].get("en", ""), ", ".join(row["aliases"]), lora]
         table.add_row(*(Text(cell) for cell in cells))
     Console(highlight=False).print(table)

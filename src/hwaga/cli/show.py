@@ -45,7 +45,7 @@ def show(
         print_json(settings)
     else:
         for name, value in _rows(settings):
-            print_result(f"{name:<12}{value}")
+            print_result(f"{name:<16}{value}")
 
 
 def _rows(settings: dict[str, Any]) -> list[tuple[str, Any]]:

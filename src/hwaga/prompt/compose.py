@@ -112,8 +112,14 @@ def compose(
         pieces["avoid"] = phrase("avoid", _listed([rule.z_image for rule in rules]), family)
     if card.own_words_only and family == card.family:
         kept = {"style"} if routed and routed.own_wording else set()
-        if pieces.keys() - kept:
-            notes.append(f"The packs' wording is left out: {card.name} draws from your own words alone.")
+        if routed and not kept and routed.name not in card.styles:
+            notes.append(
+                f"The style {routed.name} changes nothing: {card.name} draws from your own words alone and has no LoRA for it. "
+                f"Its styles are {', '.join(card.styles) or 'none'}."
+            )
+        if beyond := pieces.keys() - kept - {"style"}:
+            names = ", ".join(slot for slot in (*ORDER, "avoid") if slot in beyond)
+            notes.append(f"Left out: the packs' wording for {names}. {card.name} draws from your own words alone.")
         pieces = {slot: pieces[slot] for slot in kept}
     pieces = {slot: pieces[slot] for slot in (*ORDER, "avoid") if slot in pieces}
     for slot in pieces.keys() & set(FILLED):

@@ -203,6 +203,22 @@ class LoraFile:
             raise LoraError(f"{self.path.name} holds {_listed(doubled)} twice over, in two spellings. Export it again.")
         return [place for places in found.values() for place in _without_repeats(self.path, places)]
 
+    def check_values(self) -> None:
+        """Reads everything.
+
+        Raises:
+            LoraError: a value is not finite, by key, or cannot be read.
+        """
+        try:
+            with safe_open(self.path, framework="pt", device="cpu") as file:
+                bad = self._not_finite(file)
+        except (SafetensorError, OSError) as error:
+            raise LoraError(f"{self.path} cannot be read: {error}. Fetch it again.") from error
+        if bad:
+            raise LoraError(
+                f"{self.path.name}: {_listed(bad)} holds NaN or infinity. The file is damaged: fetch it again."
+            )
+
     def load(self, targets: Mapping[str, LoraTarget], device: torch.device, dtype: torch.dtype) -> Adapters:
         """Reads the values and makes them ready for a device.
 
@@ -226,7 +242,13 @@ class LoraFile:
                     deltas.setdefault(target.linear, []).append((target.rows, delta))
                 # One wait for the device, not one for each tensor.
                 if finite and not torch.stack(finite).all():
-                    raise LoraError(f"{self.path.name}: {self._not_finite(file)}. The file is damaged.")
+                    bad = self._not_finite(file)
+                    what = (
+                        f"{_listed(bad)} holds NaN or infinity"
+                        if bad
+                        else "its alpha makes values too large for a number"
+                    )
+                    raise LoraError(f"{self.path.name}: {what}. The file is damaged: fetch it again.")
         except (SafetensorError, OSError) as error:
             raise LoraError(f"{self.path} cannot be read: {error}. Fetch it again.") from error
         return Adapters({linear: LinearAdapter.of(found, linear.out_features) for linear, found in deltas.items()})
@@ -245,13 +267,12 @@ class LoraFile:
             )
         if not math.isfinite(scale):
             key = group.keys.get("alpha", f"the alpha of {group.stem}")
-            raise LoraError(f"{self.path.name}: {key} holds NaN or infinity. The file is damaged.")
+            raise LoraError(f"{self.path.name}: {key} holds NaN or infinity. The file is damaged: fetch it again.")
         return scale
 
-    def _not_finite(self, file: Any) -> str:
+    def _not_finite(self, file: Any) -> list[str]:
         keys = [key for group in self.groups.values() for role, key in group.keys.items() if role != "alpha"]
-        bad = [key for key in keys if not torch.isfinite(file.get_tensor(key)).all()]
-        return f"{_listed(bad)} holds NaN or infinity" if bad else "its alpha makes values too large for a number"
+        return [key for key in keys if not torch.isfinite(file.get_tensor(key)).all()]
 
 
 class LoraCache:
@@ -305,13 +326,17 @@ def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
             f"{path.name} is a pickle, which can run code when it is opened. Hwaga reads LoRAs as safetensors only: "
             "fetch or convert it in that format."
         )
+    if not path.is_file():
+        raise LoraError(f"There is no file {path}.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             views = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - the handle is no mapping
             formats = {key: (view.get_dtype(), tuple(view.get_shape())) for key, view in views.items()}
             metadata = dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise LoraError(f"{path} is missing, truncated or no safetensors file ({error}). Fetch it again.") from error
+        raise LoraError(
+            f"{path} is truncated, or no safetensors file ({error}). Fetch it again, or give a LoRA in that format."
+        ) from error
     foreign = [
         f"{key} ({kind})"
         for key, (kind, shape) in formats.items()
