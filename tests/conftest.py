@@ -6,6 +6,7 @@ It is set here, before anything reads it, and not in the Makefile, so that pytes
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
@@ -21,6 +22,9 @@ for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
     os.environ.pop(name, None)
 os.environ["NO_COLOR"] = "1"
 os.environ["COLUMNS"] = "120"
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and the processes that they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Workers share the cores: with torch's default, each would start a thread for every core and they would take turns. Nothing is
 # set in the process that starts the workers, since they would inherit it.

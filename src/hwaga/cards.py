@@ -148,6 +148,22 @@ class ModelCard:
         """Whether a checkpoint lies in the folder. Its files are checked when it is opened."""
         return all(file.is_file() for file in self.files or (self.folder / INDEX_FILE,))
 
+    def check_present(self) -> None:
+        """Refuses a model of which there is nothing on this machine.
+
+        Raises:
+            CheckpointError: with how to get it.
+        """
+        missing = [file for file in self.files if not file.is_file()]
+        if missing:
+            raise CheckpointError(f"{self.name} is made of {missing[0]}, which is not there. Mend `files` in its card.")
+        if not self.present:
+            raise CheckpointError(
+                f"{self.name} is not on this machine: {self.folder} holds no model. "
+                + (f"`hwaga download {self.name}` fetches {self.source}; " if self.download else "")
+                + "a folder that holds it can be given as the model too."
+            )
+
     def size_of(self, aspect: str) -> tuple[int, int]:
         """Width and height of a shape by name.
 

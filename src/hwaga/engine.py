@@ -133,15 +133,7 @@ class Engine:
         offered = (FULL, *find_family(card.family).precisions)
         if precision not in offered:
             raise DeviceError(f"The precision must be one of {', '.join(offered)}, not {precision!r}.")
-        missing = [file for file in card.files if not file.is_file()]
-        if missing:
-            raise CheckpointError(f"{card.name} is made of {missing[0]}, which is not there. Mend `files` in its card.")
-        if not card.present:
-            raise CheckpointError(
-                f"{card.name} is not on this machine: {card.folder} holds no model. "
-                + (f"`hwaga download {card.name}` fetches {card.source}; " if card.download else "")
-                + "a folder that holds it can be given as the model too."
-            )
+        card.check_present()
         marker = Verified.read(card.folder)
         if marker is not None and marker.missing:
             raise CheckpointError(

@@ -21,5 +21,6 @@ def token_counter(card: ModelCard) -> Callable[[str], int]:
 
 def token_checker(card: ModelCard) -> Callable[[str, int], int]:
     """As ``token_counter``, for a prompt and its limit; the function raises PromptTooLongError beyond that."""
+    card.check_present()
     tokenizer = open_tokenizer(card.family, card.folder)
     return lambda prompt, limit: len(tokenizer.ids_within(prompt, limit))

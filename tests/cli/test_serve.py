@@ -76,7 +76,7 @@ def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyP
     assert "cannot be listened on" in hwaga.refused("serve", "--host", "203.0.113.9", "--port", 0)
     assert "hwaga keys add" in hwaga.refused("serve", "--host", "0.0.0.0", "--port", 0)
     assert "There is no model" in hwaga.refused("serve", "--model", "nothing")
-    assert "Fetch the checkpoint" in hwaga.refused("serve", "--model", "z-image-turbo", "--port", 0)
+    assert "`hwaga download z-image-turbo` fetches" in hwaga.refused("serve", "--model", "z-image-turbo", "--port", 0)
     assert "--keep-bytes must be a size" in hwaga.refused("serve", "--keep-bytes", "much")
     monkeypatch.delitem(sys.modules, "hwaga.server.api", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
