@@ -11,12 +11,12 @@ DEV_EXTRAS := dev,server,sdxl
 PYTHON = $(shell for python in python3.11 python3.12 python3.13 python3 python; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$python; break; }; done)
 
-# Extra arguments for pytest, as in: make test ARGS="tests/sampling -k euler"
+# Extra arguments for pytest or the storm, as in: make test ARGS="tests/sampling -k euler"
 ARGS :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lint format bench clean
+.PHONY: help install demo test lint format bench chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ format: $(DEV) ## Mend what ruff can mend
 
 bench: $(DEV) ## Time this engine beside diffusers on the bundled model
 	$(BIN)/python benchmarks/cpu_mini.py
+
+chaos: $(DEV) ## Kill a server and its worker over and over, crowd it, and see that nothing is lost (Linux; ARGS="--help")
+	$(BIN)/python benchmarks/chaos.py $(ARGS)
 
 clean: ## Remove .venv, demo pictures, builds and caches
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -43,7 +43,7 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     asked = messages.get()
     assert isinstance(asked, wire.Open)
-    if asked.model is not None:
+    if asked.model not in (None, "mini"):  # else a file that counts its starts, of which two fail
         mark = Path(asked.model)
         starts = int(mark.read_text()) if mark.exists() else 0
         mark.write_text(str(starts + 1))
@@ -105,6 +105,8 @@ def picture(format: str, size: tuple[int, int], shade: int) -> bytes:
 
 def finished(request: dict[str, Any], place: int) -> bytes:
     image = Image.new("RGB", (320, 192), (place, 0, 0))
+    if request.get("seed") is not None:
+        request = request | {"seed": request["seed"] + place}
     return encode(image, "png", made_with={"request": request}, parameters="a picture")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import io
 import json
+import socket
 import struct
 
 import pytest
@@ -117,3 +118,11 @@ def test_any_bytes_are_messages_an_end_or_an_error(data: bytes) -> None:
 def test_what_is_too_large_is_not_sent() -> None:
     with pytest.raises(WireError, match="too large"):
         wire.encode(wire.Draw("a", 1, {"request": {"prompt": "x" * wire.MAX_JSON}}))
+
+
+def test_a_peer_that_dies_with_messages_unread_is_an_end() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, ours.makefile("rb") as stream:
+        ours.sendall(wire.encode(wire.Finished()))
+        theirs.close()  # the system then says that the connection was reset
+        assert wire.receive(stream) is None

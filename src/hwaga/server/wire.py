@@ -111,16 +111,19 @@ def encode(message: Message) -> bytes:
 
 
 def receive(stream: BinaryIO) -> Message | None:
-    """The next message of a blocking stream; None at its end, also where it ends inside a frame.
+    """The next message of a blocking stream; None at its end, also where it ends inside a frame, or with messages unread.
 
     Raises:
         WireError: the frame is malformed or too large. What follows it cannot be told apart any more.
     """
-    head = stream.read(_LENGTHS.size)
-    if len(head) < _LENGTHS.size:
+    try:
+        head = stream.read(_LENGTHS.size)
+        if len(head) < _LENGTHS.size:
+            return None
+        lengths = _check(*_LENGTHS.unpack(head))
+        text, data = (stream.read(length) for length in lengths)
+    except ConnectionError:
         return None
-    lengths = _check(*_LENGTHS.unpack(head))
-    text, data = (stream.read(length) for length in lengths)
     return _decoded(text, data) if (len(text), len(data)) == lengths else None
 
 
