@@ -313,12 +313,12 @@ def _sources(
                 sources[name].append(found)
     otherwise = f"The files are not those that {described_by} describes."
     if missing:
-        raise CheckpointError(f"{place} lacks {_listed(missing)}. {otherwise}")
+        raise CheckpointError(f"{place} lacks {listed(missing)}. {otherwise}")
     if misshapen:
-        raise CheckpointError(f"{place}: {_listed(misshapen)}. {otherwise}")
+        raise CheckpointError(f"{place}: {listed(misshapen)}. {otherwise}")
     if left_over:
         raise CheckpointError(
-            f"{place} holds {_listed(left_over)}, which the network of {described_by} has no place for."
+            f"{place} holds {listed(left_over)}, which the network of {described_by} has no place for."
         )
     return sources
 
@@ -363,6 +363,7 @@ def _not_finite(pieces: list[StoredTensor], files: Mapping[Path, Any], dtype: to
     return f"{worst.file}: {worst.name} has values too large for {str(dtype).removeprefix('torch.')}."
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """The first of some names, and how many more there are; for messages."""
+    shown = separator.join(items[:4])
+    return shown if len(items) <= 4 else f"{shown} and {len(items) - 4} more"

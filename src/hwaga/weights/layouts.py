@@ -67,6 +67,17 @@ class Layout:
         return tuple(names)
 
 
+_Z_IMAGE_SHARED = (
+    ("attention_norm1.weight", "attention_norm1"),
+    ("attention_norm2.weight", "attention_norm2"),
+    ("ffn_norm1.weight", "ffn_norm1"),
+    ("ffn_norm2.weight", "ffn_norm2"),
+    ("cap_embedder.0.weight", "cap_embedder.norm"),
+    ("cap_embedder.1.", "cap_embedder.linear."),
+)
+"""What both spellings of the transformer call alike, and we do not."""
+
+
 def z_image_transformer(patch: int) -> Layout:
     """diffusers' ``ZImageTransformer2DModel`` of one patch size and single frames."""
     return Layout(
@@ -74,12 +85,7 @@ def z_image_transformer(patch: int) -> Layout:
             (".attention.to_out.0.", ".attention.out."),
             (".attention.norm_q.weight", ".attention.q_norm"),
             (".attention.norm_k.weight", ".attention.k_norm"),
-            ("attention_norm1.weight", "attention_norm1"),
-            ("attention_norm2.weight", "attention_norm2"),
-            ("ffn_norm1.weight", "ffn_norm1"),
-            ("ffn_norm2.weight", "ffn_norm2"),
-            ("cap_embedder.0.weight", "cap_embedder.norm"),
-            ("cap_embedder.1.", "cap_embedder.linear."),
+            *_Z_IMAGE_SHARED,
             (f"all_x_embedder.{patch}-1.", "x_embedder."),
             (f"all_final_layer.{patch}-1.", "final_layer."),
             ("final_layer.adaLN_modulation.1.", "final_layer.modulation."),
@@ -96,12 +102,7 @@ Z_IMAGE_ORIGINAL = Layout(
     renames=(
         (".attention.q_norm.weight", ".attention.q_norm"),
         (".attention.k_norm.weight", ".attention.k_norm"),
-        ("attention_norm1.weight", "attention_norm1"),
-        ("attention_norm2.weight", "attention_norm2"),
-        ("ffn_norm1.weight", "ffn_norm1"),
-        ("ffn_norm2.weight", "ffn_norm2"),
-        ("cap_embedder.0.weight", "cap_embedder.norm"),
-        ("cap_embedder.1.", "cap_embedder.linear."),
+        *_Z_IMAGE_SHARED,
         ("final_layer.adaLN_modulation.1.", "final_layer.modulation."),
         (".adaLN_modulation.0.", ".adaLN_modulation."),
     ),

@@ -7,9 +7,7 @@ place, a matrix that does not fit and a value that is no number are errors that 
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,33 +18,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hwaga.errors import LoraError
-from hwaga.loras import PEFT_CONFIG, PEFT_NOTE
 from hwaga.weights.adapters import Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank
-from hwaga.weights.checkpoint import PICKLES, FusedLinear
+from hwaga.weights.checkpoint import FusedLinear, listed
 from hwaga.weights.layouts import Layout
+from hwaga.weights.lora_header import DORA, ROLE, LoraLayer, PeftAlphas, peft_alphas, read_header
 from hwaga.weights.recent import RecentlyUsed
-
-ROLES = {
-    "down": r"\.lora(?:_A(?:\.\w+)?|_down|\.down|_linear_layer\.down)\.weight|\.lora_A",
-    "up": r"\.lora(?:_B(?:\.\w+)?|_up|\.up|_linear_layer\.up)\.weight|\.lora_B",
-    "alpha": r"\.alpha|\.lora_alpha",
-    **{name: rf"\.{name}(?:\.weight)?" for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a",
-                                                    "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
-}  # fmt: skip
-"""How a key ends, by what the tensor is. peft writes its adapter's name into the first two (``.lora_A.default.weight``)."""
 
 PREFIXES = (
     "base_model_model_", "model_diffusion_model_", "diffusion_model_", "transformer_", "text_encoders_qwen3_4b_",
     "text_encoder_", "lora_unet_", "lora_transformer_", "lora_te1_", "lora_te_", "lycoris_", "model_", "_",
 )  # fmt: skip
 """What may stand before a layer's name, any of them and several, with dots as underscores."""
-
-_ROLE = re.compile("|".join(f"(?P<{role}>{pattern})" for role, pattern in ROLES.items()).join(("(?:", ")$")))
-
-_DORA = re.compile(r"dora_scale|lora_magnitude_vector")
-
-WEIGHT_FORMATS = ("F32", "F16", "BF16")
-SCALAR_FORMATS = (*WEIGHT_FORMATS, "F64", "I64", "I32")
 
 
 @dataclass(frozen=True)
@@ -104,21 +86,6 @@ def lora_targets(
 
 
 @dataclass(frozen=True)
-class _Group:
-    """The tensors of one layer.
-
-    Attributes:
-        stem: the layer as the file calls it.
-        keys: key in the file by role.
-        shapes: shape by role.
-    """
-
-    stem: str
-    keys: dict[str, str]
-    shapes: dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
 class LoraFile:
     """A LoRA file by its header: layers and shapes, understood and whole, without values.
 
@@ -129,8 +96,8 @@ class LoraFile:
     """
 
     path: Path
-    groups: Mapping[str, _Group]
-    alphas: Mapping[str, _Alphas]
+    groups: Mapping[str, LoraLayer]
+    alphas: Mapping[str, PeftAlphas]
 
     @classmethod
     def read(cls, path: Path) -> LoraFile:
@@ -139,20 +106,20 @@ class LoraFile:
         Raises:
             LoraError: not there, not safetensors, no LoRA, or of a kind that is not computed here.
         """
-        keys, metadata = _header(path)
-        groups: dict[str, _Group] = {}
+        keys, metadata = read_header(path)
+        groups: dict[str, LoraLayer] = {}
         unknown, doubled = [], []
         for key, shape in keys.items():
-            match = _ROLE.search(key)
+            match = ROLE.search(key)
             if match is None or match.lastgroup is None:
                 unknown.append(key)
                 continue
             stem, role = key[: match.start()], match.lastgroup
-            group = groups.setdefault(_underscored(stem), _Group(stem, {}, {}))
+            group = groups.setdefault(_underscored(stem), LoraLayer(stem, {}, {}))
             if role in group.keys:
                 doubled.append(key)
             group.keys[role], group.shapes[role] = key, shape
-        if any(_DORA.search(key) for key in unknown):
+        if any(DORA.search(key) for key in unknown):
             raise LoraError(
                 f"{path.name} is a DoRA, which changes the base weights' size and cannot be applied beside them. "
                 "Train or export it as a plain LoRA."
@@ -163,21 +130,21 @@ class LoraFile:
                 "If it is a checkpoint, give it as the model."
             )
         if unknown:
-            raise LoraError(f"{path.name} holds {_listed(unknown)}, which is no part of a LoRA, LoHa or LoKr.")
+            raise LoraError(f"{path.name} holds {listed(unknown)}, which is no part of a LoRA, LoHa or LoKr.")
         if doubled:
-            raise LoraError(f"{path.name} holds {_listed(doubled)} twice over, in two spellings. Export it again.")
-        broken = [complaint for group in groups.values() if (complaint := _complaint(group))]
+            raise LoraError(f"{path.name} holds {listed(doubled)} twice over, in two spellings. Export it again.")
+        broken = [complaint for group in groups.values() if (complaint := group.complaint)]
         if broken:
-            raise LoraError(f"{path.name} is not whole: {_listed(broken, '; ')}. Fetch or export it again.")
-        return cls(path, groups, _peft_alphas(path, metadata))
+            raise LoraError(f"{path.name} is not whole: {listed(broken, '; ')}. Fetch or export it again.")
+        return cls(path, groups, peft_alphas(path, metadata))
 
-    def match(self, targets: Mapping[str, LoraTarget]) -> list[tuple[LoraTarget, _Group]]:
+    def match(self, targets: Mapping[str, LoraTarget]) -> list[tuple[LoraTarget, LoraLayer]]:
         """The place of each layer.
 
         Raises:
             LoraError: layers without a place, or of another shape: the LoRA of another model.
         """
-        found: dict[str, list[tuple[LoraTarget, _Group]]] = {}
+        found: dict[str, list[tuple[LoraTarget, LoraLayer]]] = {}
         unmatched, misshapen, doubled = [], [], []
         for name, group in self.groups.items():
             target = _target(name, targets)
@@ -185,22 +152,22 @@ class LoraFile:
                 unmatched.append(next(iter(group.keys.values())))
                 continue
             others = found.setdefault(target.name, [])
-            shape = target.shape or _shape(group)
+            shape = target.shape or group.shape
             if any(other.rows == target.rows and other.layout == target.layout for other, _ in others):
                 doubled.append(group.stem)
             others.append((target, group))
-            if _shape(group) != shape:
+            if group.shape != shape:
                 wanted = " x ".join(map(str, shape))
-                misshapen.append(f"{group.stem} is {' x '.join(map(str, _shape(group)))} and the layer is {wanted}")
+                misshapen.append(f"{group.stem} is {' x '.join(map(str, group.shape))} and the layer is {wanted}")
         if len(unmatched) + len(misshapen) == len(self.groups):
-            detail = _listed(misshapen, "; ") if misshapen else f"there is no {_listed(unmatched)}"
+            detail = listed(misshapen, "; ") if misshapen else f"there is no {listed(unmatched)}"
             raise LoraError(f"{self.path.name} was made for another model: {detail}. Use it with the model it is for.")
         if unmatched:
-            raise LoraError(f"{self.path.name} holds {_listed(unmatched)}, for which this model has no layer.")
+            raise LoraError(f"{self.path.name} holds {listed(unmatched)}, for which this model has no layer.")
         if misshapen:
-            raise LoraError(f"{self.path.name} does not fit this model: {_listed(misshapen, '; ')}.")
+            raise LoraError(f"{self.path.name} does not fit this model: {listed(misshapen, '; ')}.")
         if doubled:
-            raise LoraError(f"{self.path.name} holds {_listed(doubled)} twice over, in two spellings. Export it again.")
+            raise LoraError(f"{self.path.name} holds {listed(doubled)} twice over, in two spellings. Export it again.")
         return [place for places in found.values() for place in _without_repeats(self.path, places)]
 
     def check_values(self) -> None:
@@ -216,7 +183,7 @@ class LoraFile:
             raise LoraError(f"{self.path} cannot be read: {error}. Fetch it again.") from error
         if bad:
             raise LoraError(
-                f"{self.path.name}: {_listed(bad)} holds NaN or infinity. The file is damaged: fetch it again."
+                f"{self.path.name}: {listed(bad)} holds NaN or infinity. The file is damaged: fetch it again."
             )
 
     def load(self, targets: Mapping[str, LoraTarget], device: torch.device, dtype: torch.dtype) -> Adapters:
@@ -244,7 +211,7 @@ class LoraFile:
                 if finite and not torch.stack(finite).all():
                     bad = self._not_finite(file)
                     what = (
-                        f"{_listed(bad)} holds NaN or infinity"
+                        f"{listed(bad)} holds NaN or infinity"
                         if bad
                         else "its alpha makes values too large for a number"
                     )
@@ -253,9 +220,9 @@ class LoraFile:
             raise LoraError(f"{self.path} cannot be read: {error}. Fetch it again.") from error
         return Adapters({linear: LinearAdapter.of(found, linear.out_features) for linear, found in deltas.items()})
 
-    def _scale(self, group: _Group, file: Any) -> float:
+    def _scale(self, group: LoraLayer, file: Any) -> float:
         """What the delta is multiplied with: alpha / rank, 1 where there is no alpha."""
-        rank = _rank(group)
+        rank = group.rank
         if rank is None:  # LoKr of two whole matrices has no rank, and what its trainers write for alpha means nothing
             return 1.0
         if "alpha" in group.keys:
@@ -319,84 +286,7 @@ def _version(path: Path) -> tuple[str, int, int]:
     return str(path), found.st_mtime_ns, found.st_size
 
 
-def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shapes by key, and the file's notes."""
-    if path.suffix in PICKLES:
-        raise LoraError(
-            f"{path.name} is a pickle, which can run code when it is opened. Hwaga reads LoRAs as safetensors only: "
-            "fetch or convert it in that format."
-        )
-    if not path.is_file():
-        raise LoraError(f"There is no file {path}.")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            views = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 - the handle is no mapping
-            formats = {key: (view.get_dtype(), tuple(view.get_shape())) for key, view in views.items()}
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise LoraError(
-            f"{path} is truncated, or no safetensors file ({error}). Fetch it again, or give a LoRA in that format."
-        ) from error
-    foreign = [
-        f"{key} ({kind})"
-        for key, (kind, shape) in formats.items()
-        if kind not in (WEIGHT_FORMATS if math.prod(shape) > 1 else SCALAR_FORMATS)
-    ]
-    if foreign:
-        raise LoraError(f"{path.name} stores {_listed(foreign)}; {', '.join(WEIGHT_FORMATS)} are read here.")
-    return {key: shape for key, (_, shape) in formats.items()}, metadata
-
-
-@dataclass(frozen=True)
-class _Alphas:
-    """peft's note of a network's alphas.
-
-    Attributes:
-        alpha: of the layers that no pattern names.
-        by_layer: ends of layer names, and their alphas.
-        root: the scale divides by the rank's square root ("rank-stabilised").
-    """
-
-    alpha: float
-    by_layer: Mapping[str, float]
-    root: bool
-
-    def scale(self, layer: str, rank: int) -> float:
-        own = [alpha for name, alpha in self.by_layer.items() if layer == name or layer.endswith(f".{name}")]
-        return (own[0] if own else self.alpha) / (math.sqrt(rank) if self.root else rank)
-
-
-def _peft_alphas(path: Path, metadata: Mapping[str, str]) -> dict[str, _Alphas]:
-    """The note in a file that diffusers wrote, or in the ``adapter_config.json`` that peft writes beside its own."""
-    text, source = metadata.get(PEFT_NOTE), PEFT_NOTE
-    beside = path.with_name(PEFT_CONFIG)
-    if text is None and path.name.startswith("adapter_model.") and beside.is_file():
-        text, source = beside.read_text(encoding="utf-8", errors="replace"), PEFT_CONFIG
-    if text is None:
-        return {}
-    try:
-        values = json.loads(text)
-        if not isinstance(values, dict):
-            raise TypeError("no table")
-        networks = {key.rpartition("lora_alpha")[0] for key in values if key.endswith("lora_alpha")}
-        return {network: _alphas(values, network) for network in sorted(networks, reverse=True)}
-    except (ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
-        raise LoraError(f"{path.name}: its {source} cannot be read ({error}). Export it again.") from error
-
-
-def _alphas(values: Mapping[str, Any], network: str) -> _Alphas:
-    by_layer = values.get(f"{network}alpha_pattern") or {}
-    strange = [name for name in by_layer if not re.fullmatch(r"[\w.-]+", name)]
-    if strange:
-        raise ValueError(f"alpha_pattern holds {strange[0]!r}, which is no layer's name")
-    alphas = [values[f"{network}lora_alpha"], *by_layer.values()]
-    if any(isinstance(alpha, bool) or not math.isfinite(alpha) for alpha in alphas):
-        raise ValueError("an alpha is no number")
-    named = dict(zip(by_layer, map(float, alphas[1:]), strict=True))
-    return _Alphas(float(alphas[0]), named, values.get(f"{network}use_rslora") is True)
-
-
-def _without_repeats(path: Path, places: list[tuple[LoraTarget, _Group]]) -> list[tuple[LoraTarget, _Group]]:
+def _without_repeats(path: Path, places: list[tuple[LoraTarget, LoraLayer]]) -> list[tuple[LoraTarget, LoraLayer]]:
     """The groups of one layer, each of its rows once.
 
     Some trainers write a layer under the names of two layouts: q, k and v each, and fused once more, which repeats them.
@@ -410,53 +300,6 @@ def _without_repeats(path: Path, places: list[tuple[LoraTarget, _Group]]) -> lis
                 f"{path.name} holds {group.stem} and, under another name, a part of it ({kept[0][1].stem}). Export it again."
             )
     return kept
-
-
-def _complaint(group: _Group) -> str | None:
-    """What is wrong with the tensors of a layer by themselves."""
-    roles = set(group.keys) - {"alpha"}
-    w1 = "lokr_w1" in roles or {"lokr_w1_a", "lokr_w1_b"} <= roles
-    w2 = "lokr_w2" in roles or {"lokr_w2_a", "lokr_w2_b"} <= roles
-    loha = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
-    whole = roles in ({"down", "up"}, loha) or (w1 and w2 and all(role.startswith("lokr") for role in roles))
-    if not whole:
-        return f"{group.stem} has {', '.join(sorted(group.keys.values())) or 'nothing'} alone"
-    flat = [
-        role for role in group.keys if (role != "alpha" and len(group.shapes[role]) != 2) or 0 in group.shapes[role]
-    ]
-    if flat:
-        return f"{group.keys[flat[0]]} is no matrix but {list(group.shapes[flat[0]])}"
-    if "alpha" in group.keys and math.prod(group.shapes["alpha"]) != 1:
-        return f"{group.keys['alpha']} is no number but {list(group.shapes['alpha'])}"
-    pairs = [("up", "down"), ("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"), ("hada_w1_a", "hada_w1_b"),
-             ("hada_w2_a", "hada_w2_b")]  # fmt: skip
-    for left, right in pairs:
-        if left in roles and group.shapes[left][1] != group.shapes[right][0]:
-            return f"{group.keys[left]} and {group.keys[right]} are of different rank"
-    if roles == loha and [group.shapes["hada_w1_a"][0], group.shapes["hada_w1_b"][1]] != [
-        group.shapes["hada_w2_a"][0], group.shapes["hada_w2_b"][1]
-    ]:  # fmt: skip
-        return f"the two factors of {group.stem} differ in shape"
-    return None
-
-
-def _shape(group: _Group) -> tuple[int, int]:
-    """Rows and columns of the delta."""
-    shapes = group.shapes
-    if "up" in shapes:
-        return shapes["up"][0], shapes["down"][1]
-    if "hada_w1_a" in shapes:
-        return shapes["hada_w1_a"][0], shapes["hada_w1_b"][1]
-    factors = [shapes.get(name) or (shapes[f"{name}_a"][0], shapes[f"{name}_b"][1]) for name in ("lokr_w1", "lokr_w2")]
-    return factors[0][0] * factors[1][0], factors[0][1] * factors[1][1]
-
-
-def _rank(group: _Group) -> int | None:
-    """The rank that alpha is divided by."""
-    for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
-        if role in group.shapes:
-            return group.shapes[role][0]
-    return None
 
 
 def _delta(tensors: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> Delta:
@@ -497,8 +340,3 @@ def _dotted(stem: str) -> str:
 
 def _underscored(name: str) -> str:
     return name.replace(".", "_")
-
-
-def _listed(items: Sequence[str], separator: str = ", ") -> str:
-    shown = separator.join(items[:4])
-    return shown if len(items) <= 4 else f"{shown} and {len(items) - 4} more"
