@@ -36,6 +36,7 @@ from hwaga import (
     Step,
     UnknownModelError,
 )
+from hwaga.cards import Style
 from hwaga.families.z_image.family import ZImageModel
 
 CARD = """
@@ -650,6 +651,14 @@ def test_what_was_composed_is_in_the_request(mini: Engine) -> None:
     assert any("웹툰" in note for note in resolved.composed.notes)
     assert resolved.prompt == asked.prompt
     assert mini.generate(resolved).image.tobytes() == mini.generate(asked).image.tobytes()
+
+
+def test_a_style_s_own_steps(tiny: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "card", replace(tiny.card, styles={"house": Style({"en": "House"}, None, steps=2)}))
+    assert tiny.resolve(ImageRequest("a cat", style="house")).steps == 2
+    assert tiny.resolve(ImageRequest("a cat", style="house", steps=5)).steps == 5
+    assert tiny.resolve(ImageRequest("a cat")).steps == tiny.card.steps == 3
+    assert len(list(tiny.stream(ImageRequest("a cat", style="house")))) == 3, "two steps and the result"
 
 
 def test_a_composed_request_needs_no_pack(mini: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,12 +54,14 @@ class Style:
         lora: file of the LoRA below the card's folder, or None for the base model's own look.
         weight: of the LoRA; 1 is as trained.
         wording: what is written into the prompt in place of the pack's words for this style; None for the pack's.
+        steps: steps that suit its LoRA; None for the model's own default.
     """
 
     title: Mapping[str, str]
     lora: str | None
     weight: float = 1.0
     wording: str | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -436,6 +438,7 @@ def _style(table: _Table) -> Style:
         lora=table.get("lora", str, "") or None,
         weight=float(table.get("weight", (int, float), 1.0)),
         wording=table.get("wording", str) if "wording" in table.values else None,
+        steps=table.count("steps") if "steps" in table.values else None,
     )
     if not -10 <= style.weight <= 10:
         raise CardError(f"{table.where}weight must be from -10 to 10, not {style.weight:g}.")

@@ -267,6 +267,7 @@ class Engine:
         limit = request.max_tokens or min(limits.tokens, ceiling)
         if limit > ceiling:
             raise RequestError(f"max_tokens of {limit} is beyond {self.card.name}, which takes {ceiling} at most.")
+        request = self._composed(model, request, limit)
         steps = request.steps or self.card.steps
         if steps > limits.max_steps:
             raise RequestError(f"{self.card.name} takes {limits.max_steps} steps at most, not {steps}.")
@@ -274,7 +275,6 @@ class Engine:
         schedule = model.schedule(steps, strength, steps_scale=request.steps_scale and request.image is not None)
         if len(schedule) < 2 or schedule[0] <= 0:
             raise RequestError(f"A strength of {strength} leaves nothing to do. Raise it.")
-        request = self._composed(model, request, limit)
         width, height = self._size(model, request)
         loras = LoraLibrary(self.settings.loras)
         found = [_find_lora(loras, lora, self.card) for lora in request.model_loras]
@@ -312,6 +312,7 @@ class Engine:
         )
         sized = request.aspect is not None or request.width is not None or request.image is not None
         return request.replace(
+            steps=request.steps or composition.steps,
             aspect=request.aspect if sized else composition.aspect,
             composed=Composed(
                 composition.text, composition.loras, composition.style, composition.industry, composition.notes

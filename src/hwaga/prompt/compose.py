@@ -31,6 +31,7 @@ class Composition:
         text: the prompt.
         negative: the negative prompt; None for a family that has none, and where nothing is unwanted.
         loras: what the style takes in weights.
+        steps: steps that suit the style's LoRA; None where the card has no wish.
         aspect: the shape that suits the use, on this card; None where no use was named.
         style, industry: what they came to; None where there is none.
         notes: for people: what was picked and why, what was left out.
@@ -45,6 +46,7 @@ class Composition:
     industry: str | None = None
     notes: tuple[str, ...] = ()
     tokens: int | None = None
+    steps: int | None = None
 
 
 def compose(
@@ -151,6 +153,7 @@ def compose(
         industry=business.name if business else None,
         notes=tuple(notes),
         tokens=None if count_tokens is None else count_tokens(composed),
+        steps=routed.steps if routed else None,
     )
 
 

@@ -24,6 +24,7 @@ class RoutedStyle:
     Attributes:
         wording, negative: for the prompt and the negative prompt; empty where no pack knows the style.
         own_wording: the wording is the model card's, not the pack's.
+        steps: steps that suit it; None where the card says nothing.
         loras: what the model's card has for it.
         notes: for people, about what was left out.
     """
@@ -34,6 +35,7 @@ class RoutedStyle:
     loras: tuple[LoraUse, ...] = ()
     notes: tuple[str, ...] = ()
     own_wording: bool = False
+    steps: int | None = None
 
 
 def route(name: str, *, library: Library, card: ModelCard, family: str, fallback: bool) -> RoutedStyle:
@@ -63,7 +65,11 @@ def route(name: str, *, library: Library, card: ModelCard, family: str, fallback
         return RoutedStyle(name, wording, negative)
     style = on_card[name]
     routed = RoutedStyle(
-        name, wording if style.wording is None else style.wording, negative, own_wording=bool(style.wording)
+        name,
+        wording if style.wording is None else style.wording,
+        negative,
+        own_wording=bool(style.wording),
+        steps=style.steps,
     )
     if style.lora is None:
         return routed
