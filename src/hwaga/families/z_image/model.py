@@ -230,12 +230,12 @@ class ZImageModel:
 
         return velocity
 
-    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None) -> Tensor:
+    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None = None) -> Tensor:
         noise = None if posterior_noise is None else posterior_noise[None]
         with self.on_device("vae", 1):
             return self.autoencoder.encode(pixels[None], noise, tile)[0]
 
-    def decode_latents(self, latents: Tensor, tile: int | None) -> Tensor:
+    def decode_latents(self, latents: Tensor, tile: int | None = None) -> Tensor:
         with self.on_device("vae", 1):
             return self.autoencoder.decode(latents[None], tile)[0]
 
