@@ -151,6 +151,8 @@ class Residency:
                     self._bring_in(part, REST, None)
                 if not all(block.attached for block in part.blocks):
                     part.stream = self._stream(part)
+            elif part.stream is not None:
+                part.stream.more(passes)
             yield
         finally:
             part.users -= 1
