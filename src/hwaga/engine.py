@@ -20,7 +20,6 @@ from hwaga.errors import (
     CardError,
     CheckpointError,
     DeviceError,
-    DeviceMemoryError,
     DoesNotFitError,
     LoraError,
     ModelError,
@@ -101,6 +100,7 @@ class Engine:
             ModelError: the model is unknown, not there, or damaged.
             DeviceError: this machine has no such device, or the model does not run in that format.
             DoesNotFitError: not even one picture of the default size fits the memory.
+            DeviceMemoryError: memory ran out while weights were brought in, which were planned to fit.
         """
         settings = settings or Settings.read()
         card, chosen_device, chosen_dtype = choose(
@@ -134,11 +134,6 @@ class Engine:
                     if way == ways[-1]:
                         raise
                     continue
-                except torch.OutOfMemoryError as error:
-                    raise DeviceMemoryError(
-                        f"{chosen_device} ran out of memory while weights were brought in, which were planned to fit. Close "
-                        "what else uses it, or give less with --vram."
-                    ) from error
                 undo.pop_all()
             trim_host_memory()
             return cls(card, placement, chosen_dtype, way, settings)
@@ -207,7 +202,7 @@ class Engine:
             conditionings = [
                 encoded[prompts.index((tuple(job.token_ids), own))] for job, own in zip(jobs, adapters, strict=True)
             ]
-            latents = [attempt(partial(self._start, placement, job)) for job in jobs]
+            latents = [attempt(partial(self._start, model, job, attempt)) for job in jobs]
             began = self._now()
 
             shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
@@ -224,7 +219,7 @@ class Engine:
                 waited += time.perf_counter() - left
         denoised = self._now()
 
-        images = [attempt(partial(self._picture, placement, latent)) for latent in latents]
+        images = [attempt(partial(self._picture, model, latent, attempt)) for latent in latents]
         timings = Timings(began - start, denoised - began - waited, self._now() - denoised)
         trim_host_memory()
         yield [
@@ -283,9 +278,9 @@ class Engine:
                 return f"One picture of {width}x{height} ({name}) would fit."
         return "Give more memory with --vram, keep weights in fewer bits with --precision int8, or use the CPU."
 
-    def _start(self, placement: Placement, job: Job) -> Tensor:
+    def _start(self, model: Model, job: Job, attempt: Attempt) -> Tensor:
         """Latents at the first sigma of the job's schedule."""
-        model, request, sigma = placement.model, job.request, job.schedule[0].item()
+        request, sigma = job.request, job.schedule[0].item()
         # Noise comes from the CPU's generator, so that a seed means the same on every device and in every batch.
         generator = torch.Generator("cpu").manual_seed(job.seed)
         if request.source is None:
@@ -293,11 +288,11 @@ class Engine:
         pixels = _to_pixels(request.source.fitted(cast(int, request.width), cast(int, request.height), request.fit))
         # The reference samples the encoder's posterior, and spends the seed's first numbers on it.
         posterior = _noise(job.shape, generator).to(self.device) if request.steps_scale else None
-        latents = model.encode_pixels(pixels.to(self.device), posterior, placement.tile("source"))
+        latents = model.encode_pixels(pixels.to(self.device), posterior, attempt.tile("source"))
         return model.noised(latents, _noise(job.shape, generator).to(self.device), sigma)
 
-    def _picture(self, placement: Placement, latents: Tensor) -> Image.Image:
-        return _to_image(placement.model.decode_latents(latents, placement.tile("decode")))
+    def _picture(self, model: Model, latents: Tensor, attempt: Attempt) -> Image.Image:
+        return _to_image(model.decode_latents(latents, attempt.tile("decode")))
 
     def _preview(self, shown: list[Tensor]) -> Image.Image | None:
         if not shown or self.card.preview is None:

@@ -64,6 +64,8 @@ class ZImageModel:
         self.device = device
         self.dtype = dtype
         self.reader = Reader(device)
+        blueprints = (text_encoder, transformer, autoencoder)
+        self.reader.hold({file for blueprint in blueprints for file in blueprint.files})
         self.on_device: OnDevice = _already_there
         if precision is not None:
             text_encoder.quantize(IN_TEXT_ENCODER, precision)
