@@ -138,7 +138,7 @@ def _verdict(card: ModelCard) -> Finding:
 
 def _default(settings: Settings) -> Finding:
     """Whether a command that names nothing would find its model, device and number format."""
-    from hwaga.engine import choose
+    from hwaga.forecast import choose
 
     try:
         card, device, dtype = choose(settings.model, settings.device, settings.dtype, settings)

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 from hwaga.errors import DoesNotFitError
 
@@ -121,6 +122,8 @@ class PartPlan:
 
     Attributes:
         mode: "resident", "streamed" or "turn"; see the module's docstring.
+        blocks: how many it has.
+        quantized: its large weights are kept in fewer bits.
         stays: blocks that never leave.
         pinned: of those that do, the ones that come back from page-locked memory; the others come from the files.
         rest_pinned: the same of what is outside of the blocks, where that leaves.
@@ -133,6 +136,8 @@ class PartPlan:
 
     name: str
     mode: str
+    blocks: int
+    quantized: bool
     stays: tuple[int, ...]
     pinned: tuple[int, ...]
     rest_pinned: bool
@@ -142,6 +147,15 @@ class PartPlan:
     moved_bytes: int
     pinned_bytes: int
     reason: str
+
+    @property
+    def source(self) -> str:
+        """What the weights that leave come back from: "pinned", "files" or "pinned and files"; "" if none leave."""
+        if self.mode == "resident":
+            return ""
+        locked = bool(self.pinned) or self.rest_pinned
+        filed = len(self.stays) + len(self.pinned) < self.blocks or (self.mode == "turn" and not self.rest_pinned)
+        return " and ".join(name for name, some in (("pinned", locked), ("files", filed)) if some)
 
 
 @dataclass(frozen=True)
@@ -216,6 +230,21 @@ class Plan:
     @property
     def peak_ram_bytes(self) -> int:
         return max(self.ram_bytes(phase) for phase in self.phases)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values: bytes, and fields by the names that they have here."""
+        return {
+            "peak_vram_bytes": self.peak_vram_bytes,
+            "peak_ram_bytes": self.peak_ram_bytes,
+            "moved_bytes": self.moved_bytes,
+            "pinned_bytes": self.pinned_bytes,
+            "budget": asdict(self.budget),
+            "parts": [asdict(part) | {"source": part.source} for part in self.parts],
+            "phases": [
+                asdict(phase) | {"peak_vram_bytes": self.vram_bytes(phase), "peak_ram_bytes": self.ram_bytes(phase)}
+                for phase in self.phases
+            ],
+        }
 
 
 @dataclass(frozen=True)
@@ -395,6 +424,6 @@ def _part_plan(part: _Choice, pinned: list[int], rest_pinned: bool, budget: Budg
         if budget.device == "cuda" and len(pinned) < len(away):
             reason += f", as the host has {budget.pinned_bytes / 2**30:.1f} GiB to lock"
     return PartPlan(
-        size.name, mode, part.stays, tuple(pinned), rest_pinned, part.stays_bytes, part.slots, part.slot_bytes,
-        part.moved, pinned_bytes, reason,
+        size.name, mode, total, size.filling > 0, part.stays, tuple(pinned), rest_pinned, part.stays_bytes, part.slots,
+        part.slot_bytes, part.moved, pinned_bytes, reason,
     )  # fmt: skip
