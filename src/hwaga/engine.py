@@ -132,9 +132,10 @@ class Engine:
                 _check_preview(card, opened)
                 try:
                     placement.fit([default_picture(card)], card.steps, progress=progress)
-                except DoesNotFitError:
+                except DoesNotFitError as error:
                     if way == ways[-1]:
-                        raise
+                        advice = INSTEAD[chosen_device.type]
+                        raise DoesNotFitError(f"{error} {advice}", needed=error.needed) from None
                     continue
                 except torch.OutOfMemoryError as error:
                     raise DeviceMemoryError(
