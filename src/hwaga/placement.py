@@ -12,7 +12,7 @@ import torch
 
 from hwaga.errors import DeviceMemoryError, DoesNotFitError
 from hwaga.families.family import Model, Picture, Progress
-from hwaga.memory.budget import budget, host_memory, process_memory
+from hwaga.memory.budget import STEP, budget, host_memory, process_memory, rounded
 from hwaga.memory.device import device_memory, give_back
 from hwaga.memory.plan import Budget, Plan, plan
 from hwaga.memory.residency import Residency
@@ -20,10 +20,6 @@ from hwaga.memory.trim import trim_host_memory
 
 Made = TypeVar("Made")
 
-
-STEP = 64 * 2**20
-"""Budgets are rounded down and what is kept is rounded up to a multiple of this, so that
-blocks don't come and go with every change of a few MiB."""
 
 LESS = 512 * 2**20
 """What a second plan does without, where the first one ran out of memory that was said to be there."""
@@ -178,9 +174,7 @@ class Placement:
             vram=self.caps.vram,
             ram=self.caps.ram,
         )
-        return replace(
-            found, device_bytes=found.device_bytes // STEP * STEP, pinned_bytes=found.pinned_bytes // STEP * STEP
-        )
+        return rounded(found)
 
     def close(self) -> None:
         """Lets go of all weights."""
