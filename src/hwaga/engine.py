@@ -192,7 +192,7 @@ class Engine:
 
     @torch.inference_mode()
     def stream_many(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:
-        """As ``stream``, for a packed batch; previews are of the first picture, and the list of results comes last."""
+        """As ``stream``, for a packed batch: a step is one of each picture that is not done; the list of results comes last."""
         model = self._opened()
         jobs = [self._resolve(model, request) for request in requests]
         if not jobs:
@@ -214,12 +214,12 @@ class Engine:
             encoded = self._now()
 
             shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
-            total, waited = max(len(schedule) for schedule in schedules) - 1, 0.0
+            totals, waited = tuple(len(schedule) - 1 for schedule in schedules), 0.0
             for state in euler(model.derivative(conditionings, shapes, schedules, adapters), latents, schedules):
-                latents, shown = state.latents, [state.denoised[0]]
+                latents, shown = state.latents, list(state.denoised)
                 left = time.perf_counter()
                 try:
-                    yield Step(state.index, total, state.sigmas[0], partial(self._preview, shown))
+                    yield Step(state.index, max(totals), state.sigmas[0], totals, partial(self._preview, shown))
                 finally:
                     shown.clear()  # a Step that is kept keeps no latents
                 waited += time.perf_counter() - left
@@ -361,12 +361,12 @@ class Engine:
         latents = model.encode_pixels(pixels.to(self.device), posterior)
         return model.noised(latents, _noise(job.shape, generator).to(self.device), sigma)
 
-    def _preview(self, shown: list[Tensor]) -> Image.Image | None:
+    def _preview(self, shown: list[Tensor], picture: int) -> Image.Image | None:
         if not shown or self.card.preview is None:
             return None
         with torch.inference_mode():
-            *rows, offset = torch.tensor(self.card.preview, device=shown[0].device).unbind()
-            return _to_image(torch.einsum("chw,cr->rhw", shown[0], torch.stack(rows)) + offset[:, None, None])
+            *rows, offset = torch.tensor(self.card.preview, device=shown[picture].device).unbind()
+            return _to_image(torch.einsum("chw,cr->rhw", shown[picture], torch.stack(rows)) + offset[:, None, None])
 
     def _now(self) -> float:
         """Wall time once the device has caught up; only called between phases."""

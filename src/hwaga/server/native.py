@@ -244,6 +244,8 @@ async def job_events(
 ) -> EventStream:
     """Events are queued, started, step, succeeded, failed and cancelled; the stream ends with one of the last three.
 
+    A step says how many of all steps are done, and which of the job's pictures, from 0, it was one of; so is the preview.
+
     A client that comes back names the last event that it has seen, and gets what it has missed since.
     """
     found = await front.job(job, owner)
@@ -264,6 +266,8 @@ def _described(event: Event) -> dict[str, Any]:
     data |= {name: view[name] for name in names.get(event.kind, ())}
     if event.position is not None:
         data["position"] = event.position
+    if event.kind == "step":
+        data["picture"] = event.picture
     if event.preview:
         data["preview"] = base64.b64encode(event.preview).decode()
     return data

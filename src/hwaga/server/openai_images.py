@@ -249,20 +249,15 @@ async def _streamed(
         }
         return frame(event["type"], event | more)
 
-    sent = [0] * body.n
     try:
         async with front.attending(job, cancels=cancels):
             async for event in front.dispatcher.events(job.id):
                 job = event.job
-                if event.kind == "started":  # also when it is tried again
-                    sent = [0] * body.n
                 if event.kind == "step" and event.preview:
-                    step, total = job.progress
-                    place, done = divmod(step - 1, total // body.n)
-                    due = _due(total // body.n, body.partial_images)
-                    if done + 1 in due:
-                        yield shown("partial_image", event.preview, "jpeg", partial_image_index=sent[place])
-                        sent[place] += 1
+                    due = _due(job.progress[1] // body.n, body.partial_images)
+                    if event.own_step in due:
+                        index = due.index(event.own_step)
+                        yield shown("partial_image", event.preview, "jpeg", partial_image_index=index)
         if job.error is not None:
             yield frame("error", of_job(job.error)[1])
             return
@@ -274,9 +269,9 @@ async def _streamed(
         yield frame("error", described(type(error), str(error))[1])
 
 
-def _due(steps: int, count: int) -> set[int]:
+def _due(steps: int, count: int) -> list[int]:
     """The steps, from 1, after which partial images are shown: spaced evenly, and none after the last step."""
-    return {math.ceil(steps * k / (count + 1)) for k in range(1, count + 1)} - {steps}
+    return sorted({math.ceil(steps * k / (count + 1)) for k in range(1, count + 1)} - {steps})
 
 
 async def _encoded(front: Front, image: str, body: Generation, owner: str) -> bytes:
