@@ -422,16 +422,24 @@ def test_metrics(serve: Serve) -> None:
         running.ended(running.submit(prompt="a cat")["id"])
         running.ended(running.submit(prompt=plan(way="fail"))["id"])
         running.ended(running.submit(prompt=plan(way="die"))["id"])
+        running.ended(running.submit(prompt="a cat")["id"])
+        running.until(lambda: "hwaga_vram_used_bytes{" in running.client.get("/metrics").text)
         figures = running.client.get("/metrics").text
     for line in (
-        'hwaga_jobs{status="succeeded"} 1.0',
+        'hwaga_jobs{status="succeeded"} 2.0',
         'hwaga_jobs{status="failed"} 2.0',
         'hwaga_failures_total{error="SizeError"} 1.0',
         'hwaga_failures_total{error="WorkerError"} 1.0',
         "hwaga_queue_depth 0.0",
-        "hwaga_run_seconds_count 3.0",
-        "hwaga_wait_seconds_count 3.0",
+        "hwaga_run_seconds_count 4.0",
+        "hwaga_wait_seconds_count 4.0",
         'hwaga_rss_anon_bytes{process="front"}',
+        'hwaga_swap_bytes{process="front"}',
+        'hwaga_rss_anon_bytes{process="worker 0"}',
+        'hwaga_vram_used_bytes{process="worker 0"} 1000.0',
+        'hwaga_vram_reserved_bytes{process="worker 0"} 2000.0',
+        'hwaga_vram_peak_bytes{process="worker 0"} 3000.0',
+        "hwaga_steps_total ",
     ):
         assert line in figures
     restarts = float(figures.split("\nhwaga_worker_restarts ")[1].split()[0])

@@ -38,6 +38,14 @@ def serve(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32 (by default what suits the device).")] = None,
     queue: Annotated[int, typer.Option(min=1, help="Most jobs that may wait.")] = 1000,
+    batch: Annotated[
+        int, typer.Option(min=1, max=64, help="Most pictures that a device draws at once, of one job or of several.")
+    ] = 1,
+    job_timeout: Annotated[float, typer.Option(min=1, help="Seconds that the pictures of a job may take.")] = 600,
+    rate_limit: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="How often a minute each API key may ask for work (as often as it likes)."),
+    ] = None,
     keep_days: Annotated[float, typer.Option(min=0, help="How long ended jobs and their pictures are kept.")] = 7,
     keep_bytes: Annotated[str, typer.Option(help="Most room for pictures: older ones go first.")] = "20 GiB",
     allow_host: Annotated[
@@ -75,10 +83,12 @@ def serve(
                 model=model or settings.model,
                 dtype=dtype or settings.dtype,
                 devices=device or [settings.device],
+                batch=batch,
+                job_timeout=job_timeout,
                 keep_seconds=keep_days * 86400,
                 keep_bytes=room,
             )
-            access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback)
+            access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback, per_minute=rate_limit)
             app = create_app(dispatcher, card, settings, access)
         except BaseException:
             store.close()

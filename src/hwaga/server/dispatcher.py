@@ -83,7 +83,7 @@ class Dispatcher:
     Attributes:
         restarts: how often a worker was started again.
         on_end: is told of each job that ended after it had been claimed.
-        steps: how many steps were done; one of a batch counts once for each of its pictures.
+        on_step: is told of each step; one of a batch is one for each of its pictures.
     """
 
     def __init__(
@@ -99,8 +99,9 @@ class Dispatcher:
         keep_bytes: int = 20 * 2**30,
     ) -> None:
         self.store = store
-        self.restarts = self.steps = 0
+        self.restarts = 0
         self.on_end: Callable[[Job], None] = lambda _: None
+        self.on_step: Callable[[], None] = lambda: None
         self._model, self._dtype, self._batch, self._job_timeout = model, dtype, batch, job_timeout
         self._keep = (keep_seconds, keep_bytes)
         self._slots = [_Slot(device) for device in devices]
@@ -126,14 +127,10 @@ class Dispatcher:
         return len(self._slots) * self._batch
 
     @property
-    def worker_pids(self) -> list[int]:
-        """The processes that draw."""
-        return [slot.worker.pid for slot in self._slots if slot.worker is not None]
-
-    @property
-    def worker_memory(self) -> list[wire.DeviceMemory | None]:
-        """What each of them last said of its device's memory, in the same order."""
-        return [slot.worker.memory for slot in self._slots if slot.worker is not None]
+    def processes(self) -> dict[int, tuple[int, wire.DeviceMemory | None]]:
+        """The workers that run, by their place: process id, and what each last said of its device's memory."""
+        found = ((place, slot.worker) for place, slot in enumerate(self._slots))
+        return {place: (worker.pid, worker.memory) for place, worker in found if worker is not None}
 
     async def start(self) -> None:
         """Starts the workers, and does not wait until they are ready."""
@@ -343,7 +340,7 @@ class Dispatcher:
             held = slot.held[message.job]
             match message:
                 case wire.Progress(_, step, total):
-                    self.steps += 1
+                    self.on_step()
                     await self._renew(held, worker, (step, total))
                     if not held.lost:
                         self._feeds.publish(replace(held.job, progress=(step, total)), step=message)
@@ -368,7 +365,7 @@ class Dispatcher:
                 draw = wire.Draw(*held.key, held.job.body, data=source or b"")
                 wire.encode(draw)
                 draws.append(draw)
-            except (StoreError, WireError, OSError) as failure:
+            except (StoreError, WireError) as failure:
                 await self._end(slot, held, self.store.fail, (type(failure).__name__, str(failure)))
         for place, draw in enumerate(draws, 1):
             worker.send(replace(draw, more=place < len(draws)))
@@ -383,6 +380,7 @@ class Dispatcher:
                 except StoreError as failure:
                     if method == self.store.fail:
                         raise
+                    _log.error("%s", failure)
                     ended = await self.call(self.store.fail, *held.key, (type(failure).__name__, str(failure)))
             except (StaleAttemptError, StoreError) as error:  # if it could not be ended, its lease will be over
                 _log.error("%s", error)

@@ -266,7 +266,7 @@ async def _streamed(
             data = await _encoded(front, image, body, job.owner)
             yield shown("completed", data, body.output_format, usage=usage.model_dump())
     except HwagaError as error:
-        yield frame("error", described(type(error), str(error))[1])
+        yield frame("error", described(type(error), front.public(str(error)))[1])
 
 
 def _due(steps: int, count: int) -> list[int]:

@@ -6,6 +6,7 @@ one of its own (a foreign name may point here too), and a page of another origin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -16,12 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hwaga.errors import HwagaError
 from hwaga.server.dispatcher import Dispatcher
+from hwaga.server.rate_limit import RateLimit
 from hwaga.server.refusals import answer, described, refusal
+from hwaga.server.strange_pictures import MAX_PICTURE
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-MAX_PICTURE = 40 * 2**20
-"""Most bytes of a picture to start from, as it is sent."""
 
 MAX_BODY = 2**20
 """Most bytes of a body that holds words alone."""
@@ -40,10 +40,12 @@ class Access:
     Attributes:
         hosts: names that the server answers to, without ports, beside those of the loopback.
         anonymous: anyone is, as long as there is no API key.
+        per_minute: how often each key may ask for work, which is what POST does; who comes without one shares with all others.
     """
 
     hosts: Collection[str] = ()
     anonymous: bool = True
+    per_minute: float | None = None
 
 
 class Gate:
@@ -51,6 +53,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, *, dispatcher: Dispatcher, access: Access, uploads: Sequence[str]) -> None:
         self.app, self._dispatcher, self._access, self._uploads = app, dispatcher, access, uploads
+        self._rate = None if access.per_minute is None else RateLimit(access.per_minute)
         self._hosts = {name.lower() for name in (*LOOPBACK, *access.hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,8 +68,14 @@ class Gate:
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:20]) > limit:
                 raise _too_large(limit)
+            if self._rate is not None and scope["method"] == "POST" and (wait := self._rate.take(owner)):
+                raise HTTPException(
+                    429,
+                    f"This key may ask for work {self._access.per_minute:g} times a minute. Try again in {wait:.0f} s.",
+                    {"Retry-After": str(math.ceil(wait))},
+                )
         except HTTPException as error:
-            code = {401: "invalid_api_key", 403: "forbidden", 413: "too_large"}[error.status_code]
+            code = {401: "invalid_api_key", 403: "forbidden", 413: "too_large", 429: "rate_limited"}[error.status_code]
             await refusal(error.status_code, error.detail, code=code, headers=error.headers)(scope, receive, send)
             return
         except HwagaError as error:  # the database of keys cannot be read

@@ -25,7 +25,8 @@ from hwaga.errors import HwagaError, WireError
 from hwaga.image_file import encode_result
 from hwaga.request import ImageRequest, Result, Step
 from hwaga.server import wire
-from hwaga.source_image import SourceImage
+from hwaga.server.folders import own_folders, without_folders
+from hwaga.server.strange_pictures import decoded_picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -82,6 +83,7 @@ class Worker:
         self._messages: queue.SimpleQueue[wire.Open | wire.Draw] = queue.SimpleQueue()
         self._cancelled: set[tuple[str, int]] = set()
         self._peak = 0
+        self._folders: Sequence[str] = ()
 
     def run(self) -> None:
         """Loads the model that the server asks for, and draws batch after batch. Returns if there is no such model."""
@@ -95,6 +97,7 @@ class Worker:
         except HwagaError as error:
             self._send(wire.Failed(type(error).__name__, str(error)))
             return
+        self._folders = own_folders(engine.settings, engine.card)
         with engine:
             self._send(wire.Ready(engine.card.name, str(engine.device)))
             while True:
@@ -139,7 +142,7 @@ class Worker:
         """A job with its requests as the engine takes them; None if it takes them not, or if there is no such picture."""
         job = _Job((draw.job, draw.attempt), [], bool(draw.body.get("previews")))
         try:
-            source = SourceImage.read(draw.data) if draw.data else None
+            source = decoded_picture(draw.data) if draw.data else None
             first = engine.resolve(ImageRequest.from_json(draw.body["request"], image=source))
             job.requests = first.variations(draw.body.get("number", 1))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is this job's, and the next one is another
@@ -206,7 +209,10 @@ class Worker:
     def _fail(self, engine: Engine, job: _Job, error: Exception) -> None:
         job.over = True
         if isinstance(error, HwagaError):
-            self._send(wire.Failed(type(error).__name__, str(error), job.id))
+            message = without_folders(str(error), self._folders)
+            if message != str(error):
+                _log.warning("Job %s failed. %s", job.id, error)
+            self._send(wire.Failed(type(error).__name__, message, job.id))
             return
         _log.error("Job %s failed.", job.id, exc_info=error)
         self._send(wire.Failed("InternalError", "The server failed at this job. Its log says why.", job.id))
