@@ -5,6 +5,7 @@ steps, delay    so many steps of so many seconds
 until           a file: its steps wait until it is there
 error           the class of error that "fail" reports
 way             "finish", "fail", "die", "die once" (a file whose path is "mark" tells), "hang" or "babble"
+bytes           about the size of each picture
 log             a file that is told how many jobs were drawn together
 
 The jobs of a batch take their steps in turn.
@@ -102,7 +103,11 @@ def draw(
     match way:
         case "finish":
             for place in range(number):
-                made = finished(job.body["request"], place) if prompt else b"picture of " + (job.data or b"words")
+                made = (
+                    finished(job.body["request"], place, plan.get("bytes", 0))
+                    if prompt
+                    else b"picture of " + (job.data or b"words")
+                )
                 send(wire.Picture(job.job, made))
             send(wire.Finished(job.job))
         case "fail":
@@ -123,8 +128,10 @@ def picture(format: str, size: tuple[int, int], shade: int) -> bytes:
     return buffer.getvalue()
 
 
-def finished(request: dict[str, Any], place: int) -> bytes:
+def finished(request: dict[str, Any], place: int, size: int) -> bytes:
     image = Image.new("RGB", (320, 192), (place, 0, 0))
+    if size:  # noise does not get smaller
+        image = Image.frombytes("L", (size // 192, 192), os.urandom(size // 192 * 192)).convert("RGB")
     if request.get("seed") is not None:
         request = request | {"seed": request["seed"] + place}
     return encode(image, "png", made_with={"request": request}, parameters="a picture")

@@ -1,7 +1,7 @@
 """The process that decodes one picture from a stranger, and ends.
 
-``python -m hwaga.server.decoder check|decode`` reads the picture's bytes from standard input. It writes a line of JSON, {"width",
-"height"} or {"error": message}, and after ``decode`` the pixels, as rows of RGB. Memory and time are limited by the
+``python -m hwaga.server.decoder check|decode`` reads the picture's bytes from standard input. It writes a line of JSON,
+{"width", "height"} or {"error": message}, and after ``decode`` the pixels, as rows of RGB. Memory and time are limited by the
 kernel, so a file that a decoder chokes on, or that takes one over, ends this process and no other.
 """
 
