@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import os
 import random
 import signal
@@ -329,7 +330,7 @@ def test_only_so_many_events_and_feeds_are_kept(tmp_path: Path, monkeypatch: pyt
     run(test)
 
 
-def test_the_real_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(process, "WORKER", REAL)
     request = {"prompt": "a red apple", "steps": 1, "seed": 7}
     source = io.BytesIO()
@@ -386,6 +387,9 @@ def test_the_real_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert event.job.attempt == 2
 
     run(test)
+    # What it logs is JSON, as the server's own log.
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["level"] for line in lines if "Traceback" in line.get("exception", "")] == ["error"] * 2
 
 
 def test_the_real_worker_without_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ class ErrorBody(BaseModel):
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
-    for status in (400, 401, 403, 404, 409, 413, 429, 500, 503, 507)
+    for status in (400, 401, 403, 404, 408, 409, 413, 429, 500, 503, 507)
 }
 
 

@@ -6,6 +6,7 @@ one of its own (a foreign name may point here too), and a page of another origin
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ MAX_BODY = 2**20
 
 MAX_UPLOAD = 4 * MAX_PICTURE // 3 + MAX_BODY
 """Most bytes of a body that may hold a picture, which takes a third more as base64."""
+
+BODY_SECONDS = 300.0
+"""Seconds that a body may take to arrive: the largest one takes a client of 1.5 Mbit/s as long."""
 
 OPEN = ("/health/live", "/health/ready", "/openapi.json")
 """What is answered without an API key."""
@@ -82,12 +86,18 @@ class Gate:
             await answer(*described(type(error), str(error)))(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner
-        received = 0
+        received, whole, until = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            try:
+                async with asyncio.timeout_at(None if whole else until):
+                    message = await receive()
+            except TimeoutError:
+                late = f"The body took longer than {BODY_SECONDS:g} s to arrive. Send it faster, or less of it."
+                raise HTTPException(408, late, {"Connection": "close"}) from None
             received += len(message.get("body", b""))
+            whole = whole or not message.get("more_body", False)
             if received > limit:
                 raise _too_large(limit)
             return message

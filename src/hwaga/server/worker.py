@@ -15,7 +15,6 @@ import signal
 import socket
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from hwaga.image_file import encode_result
 from hwaga.request import ImageRequest, Result, Step
 from hwaga.server import wire
 from hwaga.server.folders import own_folders, without_folders
+from hwaga.server.json_log import log_as_json
 from hwaga.server.strange_pictures import decoded_picture
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def main() -> None:
         signal.SIGTERM,
     ):  # a terminal or service manager signals all processes: the parent decides
         signal.signal(number, signal.SIG_IGN)
-    warnings.filterwarnings("ignore", module="PIL")
+    log_as_json(logging.WARNING)
     Worker(socket.socket(fileno=int(sys.argv[1]))).run()
 
 
