@@ -2,6 +2,7 @@
 HTTP, as its prompt says where that is a JSON object.
 
 steps, delay    so many steps of so many seconds
+turns           of others that it lets pass between its last step and its end
 until           a file: its steps wait until it is there
 error           the class of error that "fail" reports
 way             "finish", "fail", "die", "die once" (a file whose path is "mark" tells), "hang" or "babble"
@@ -100,6 +101,8 @@ def draw(
         place, before = divmod(step - 1, own)
         send(wire.Progress(job.job, step, steps, place, before + 1, preview))
         yield step
+    for _ in range(plan.get("turns", 0)):
+        yield steps
     match way:
         case "finish":
             for place in range(number):

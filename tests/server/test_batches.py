@@ -15,11 +15,13 @@ import pytest
 from dispatching import REAL, all_events, dispatching, ended, run, until
 from PIL import Image
 
-from hwaga.errors import DeviceMemoryError
+from hwaga.errors import DeviceMemoryError, StoreError
 from hwaga.request import ImageRequest, Step
+from hwaga.server import dispatcher as module
 from hwaga.server import process, wire, worker
 from hwaga.server.dispatcher import Dispatcher
-from hwaga.server.jobs import Job
+from hwaga.server.jobs import Job, Kind
+from hwaga.server.store import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("fake_worker")
 
@@ -80,6 +82,26 @@ def test_what_is_not_drawn_together(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_job_that_starts_from_a_picture_is_drawn_alone(tmp_path: Path) -> None:
+    log = {"log": str(tmp_path / "log")}
+
+    async def test() -> None:
+        async with dispatching(tmp_path / "server", batch=4) as dispatcher:
+            gate = tmp_path / "gate"
+            await dispatcher.submit("text2image", {"until": str(gate)})
+            await until(lambda: dispatcher._slots[0].held)
+            kinds: list[Kind] = ["text2image", "text2image", "image2image", "image2image", "text2image"]
+            jobs = [
+                await dispatcher.submit(kind, log, source=b"a cat" if kind == "image2image" else None) for kind in kinds
+            ]
+            gate.touch()
+            for job in jobs:
+                assert (await ended(dispatcher, job)).status == "succeeded"
+            assert sizes(tmp_path) == [2, 2, 1, 1, 1]
+
+    run(test)
+
+
 def test_one_of_a_batch_is_cancelled(tmp_path: Path) -> None:
     async def test() -> None:
         async with dispatching(tmp_path / "server", batch=3) as dispatcher:
@@ -103,6 +125,48 @@ def test_one_of_a_batch_kills_the_worker(tmp_path: Path) -> None:
             done = [await ended(dispatcher, job) for job in jobs]
             assert [(job.status, job.attempt) for job in done] == [("succeeded", 2), ("failed", 3), ("succeeded", 2)]
             assert sizes(tmp_path) == [3, 3, 3, 1, 1, 1, 1]
+
+    run(test)
+
+
+def test_who_says_nothing_for_long_keeps_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEASE", 0.15)
+    monkeypatch.setattr("hwaga.server.store.LEASE", 0.5)
+
+    async def test() -> None:
+        async with dispatching(tmp_path / "server", batch=2) as dispatcher:
+            bodies = [{"steps": 150, "delay": 0.01}, {"steps": 1, "turns": 145}]
+            jobs = await crowd(dispatcher, tmp_path, "ab", *bodies)
+            done = [await ended(dispatcher, job) for job in jobs]
+            assert [(job.status, job.attempt) for job in done] == [("succeeded", 1)] * 2
+
+    run(test)
+
+
+@pytest.mark.parametrize("way", ["die", "finish"])
+def test_a_store_that_fails_when_a_batch_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """What could not be given back waits for the end of its lease, and is tried again; what could not be kept has failed."""
+    monkeypatch.setattr(module, "LEASE", 0.3)
+    monkeypatch.setattr("hwaga.server.store.LEASE", 0.5)
+    failing, failed = SqliteStore.release if way == "die" else SqliteStore.finish, list[str]()
+
+    def fail(store: SqliteStore, job: str, *arguments: Any, **more: Any) -> Job:
+        if job not in failed:
+            failed.append(job)
+            raise StoreError("The disk is broken.")
+        return failing(store, job, *arguments, **more)
+
+    async def test() -> None:
+        async with dispatching(tmp_path / "server", batch=2) as dispatcher:
+            once = {"way": "die once", "mark": str(tmp_path / "mark"), "steps": 3}
+            with monkeypatch.context() as patch:
+                patch.setattr(SqliteStore, failing.__name__, fail)
+                (job,) = await crowd(dispatcher, tmp_path, "a", once if way == "die" else {})
+                done = await ended(dispatcher, job)
+            if way == "die":
+                assert (done.status, done.attempt, failed) == ("succeeded", 2, [job.id])
+            else:
+                assert done.error == ("StoreError", "The disk is broken.")
 
     run(test)
 

@@ -18,6 +18,7 @@ from hwaga.errors import ServerStoppingError, StaleAttemptError, StoreError, Unk
 from hwaga.server import wire
 from hwaga.server.events import Event, Feeds
 from hwaga.server.jobs import LEASE, TERMINAL, Job, JobStore, Kind
+from hwaga.server.packing import joins
 from hwaga.server.process import WorkerProcess
 
 POLL = 1.0
@@ -280,8 +281,8 @@ class Dispatcher:
         while usable and not worker.gone and not self._stopping.is_set():
             slot.wake.clear()
             try:
-                joins = partial(self._joins, slot)
-                while job := await self.call(self.store.claim, slot.device or "default", suits=joins):
+                suits = partial(self._joins, slot)
+                while job := await self.call(self.store.claim, slot.device or "default", suits=suits):
                     slot.held[job.id] = _Held(job)
                     self._feeds.publish(job)
                     if self._batch == 1:
@@ -299,22 +300,14 @@ class Dispatcher:
                     await asyncio.wait_for(slot.wake.wait(), POLL)
 
     def _joins(self, slot: _Slot, job: Job) -> bool:
-        """Whether the next job is drawn along with those just taken. A batch takes as long as its longest, so that all have
-        as many steps; and what was tried before is drawn alone, as it may be what ended its worker.
-        """
         taken = [held.job for held in slot.held.values()]
-        if not taken:
-            return True
-        if self._stopping.is_set() or job.attempt or any(other.attempt > 1 for other in taken):
-            return False
-        pictures = sum(_pictures(other) for other in taken) + _pictures(job)
-        return pictures <= self._batch and _steps(job) == _steps(taken[0])
+        return not taken or (not self._stopping.is_set() and joins(taken, job, self._batch))
 
     async def _draw(self, slot: _Slot, worker: WorkerProcess) -> bool:
         """Has the jobs of a slot drawn, and ends each. Returns whether the worker can be used on."""
         loop, store = asyncio.get_running_loop(), self.store
         await self._hand_over(slot, worker)
-        limit, late = loop.time() + self._job_timeout, False
+        limit, late, renewing = loop.time() + self._job_timeout, False, loop.time() + LEASE / 3
         error = (
             "JobTimeoutError",
             f"The job took longer than {self._job_timeout:g} s. Ask for fewer steps or pictures.",
@@ -328,11 +321,13 @@ class Dispatcher:
                 late, limit = True, loop.time() + GRACE
                 for held in slot.held.values():
                     worker.send(wire.Cancel(*held.key))
-            try:
-                message = await asyncio.wait_for(worker.messages.get(), min(limit - loop.time(), LEASE / 3))
-            except TimeoutError:
-                for held in list(slot.held.values()):
+            if loop.time() >= renewing:  # by the clock: while one job is talked of, others of its batch may not be
+                renewing = loop.time() + LEASE / 3
+                for held in slot.held.values():
                     await self._renew(held, worker)
+            try:
+                message = await asyncio.wait_for(worker.messages.get(), min(limit, renewing) - loop.time())
+            except TimeoutError:
                 continue
             if not isinstance(message, wire.Report) or message.job not in slot.held:  # it is gone, or talks nonsense
                 await self._give_back(slot, lost="the worker process ended")
@@ -378,7 +373,7 @@ class Dispatcher:
                 try:
                     ended = await self.call(method, *held.key, *outcome)
                 except StoreError as failure:
-                    if method == self.store.fail:
+                    if method != self.store.finish:
                         raise
                     _log.error("%s", failure)
                     ended = await self.call(self.store.fail, *held.key, (type(failure).__name__, str(failure)))
@@ -409,13 +404,3 @@ class Dispatcher:
             return
         if held.cancelled or held.lost:
             worker.send(wire.Cancel(*held.key))
-
-
-def _pictures(job: Job) -> int:
-    number = job.body.get("number", 1)
-    return number if isinstance(number, int) else 1
-
-
-def _steps(job: Job) -> Any:
-    request = job.body.get("request")
-    return request.get("steps") if isinstance(request, dict) else None
