@@ -15,7 +15,9 @@ import pytest
 from dispatching import REAL, all_events, dispatching, ended, run, until
 from PIL import Image
 
-from hwaga.errors import DeviceMemoryError, StoreError
+from hwaga.engine import Engine
+from hwaga.errors import DeviceMemoryError, LoraError, SizeError, StoreError
+from hwaga.memory.plan import Budget
 from hwaga.request import ImageRequest, Step
 from hwaga.server import dispatcher as module
 from hwaga.server import process, wire, worker
@@ -198,6 +200,9 @@ class Refusing:
     def resolve(self, request: ImageRequest) -> ImageRequest:
         return request
 
+    def at_once(self, requests: list[ImageRequest]) -> int:
+        return len(requests)
+
     def stream_many(self, requests: list[ImageRequest]) -> Iterator[Any]:
         self.calls.append([request.prompt for request in requests])
         yield Step(1, 2, 0.5, (2,) * len(requests), lambda _: None)
@@ -290,5 +295,35 @@ def small(data: bytes) -> np.ndarray[Any, Any]:
 
 
 def test_the_limit_of_a_batch() -> None:
+    engine: Any = Refusing(RuntimeError())
     requests = [ImageRequest("a fox")] * 5
-    assert [worker.pictures_at_once(requests, most) for most in (1, 4, 9)] == [1, 4, 5]
+    assert [worker.pictures_at_once(engine, requests, most) for most in (1, 4, 9)] == [1, 4, 5]
+    assert worker.pictures_at_once(engine, requests[:1], 4) == 1
+
+    def refuse(_: object) -> int:
+        raise LoraError("There is no LoRA 'a'.")
+
+    engine.at_once = refuse
+    assert worker.pictures_at_once(engine, requests, 4) == 1
+
+
+def test_memory_decides_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [ImageRequest("a fox", steps=8)] * 4
+    with Engine.open("mini", device="cpu") as engine:
+        placement = engine._opened()
+        pictures = [engine._resolver.resolve(request).picture for request in requests]
+        found = []
+        for quarters in range(4 * 130, 4 * 200):
+            budget = Budget("cuda", quarters * 2**18, 2**30)
+            monkeypatch.setattr(placement, "budget", lambda budget=budget: budget)
+            moved = [placement._moved(pictures[:count], 8) for count in (1, 2, 3, 4)]
+            found.append((engine.at_once(requests), moved))
+        with pytest.raises(SizeError):
+            engine.at_once([*requests, ImageRequest("a fox", width=17, height=17)])
+    assert found[0] == (1, [None] * 4)
+    assert found[-1] == (4, [0] * 4)
+    # All weights stay for one picture and would have to move for two: one at a time.
+    assert {count for count, moved in found if moved[0] == 0 and moved[1]} == {1}
+    # Where they move for one as well, they move for as many as there is room for.
+    assert {count for count, moved in found if moved[0] and None in moved} <= {1, 2, 3}
+    assert {count for count, moved in found if moved[0] and moved[0] == moved[3]} == {4}

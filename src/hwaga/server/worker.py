@@ -130,7 +130,7 @@ class Worker:
         jobs = [job for draw in batch if (job := self._prepared(engine, draw)) is not None]
         waiting = [_Picture(job, place) for job in jobs for place in range(len(job.requests))]
         while waiting:
-            count = pictures_at_once([picture.request for picture in waiting], most)
+            count = pictures_at_once(engine, [picture.request for picture in waiting], most)
             together, waiting = waiting[:count], waiting[count:]
             if not self._pack(engine, together):
                 for picture in together:
@@ -219,20 +219,23 @@ class Worker:
         _check_device(engine, error)
 
     def _report_memory(self, engine: Engine) -> None:
-        if engine.device.type == "cuda":
-            import torch
+        from hwaga.memory.device import device_memory, peak_allocated
 
-            used, reserved = torch.cuda.memory_allocated(engine.device), torch.cuda.memory_reserved(engine.device)
-            self._peak = max(self._peak, torch.cuda.max_memory_allocated(engine.device))
-            self._send(wire.DeviceMemory(used, reserved, self._peak))
+        memory = device_memory(engine.device)
+        if memory is not None:
+            self._peak = max(self._peak, memory.allocated, peak_allocated(engine.device) or 0)
+            self._send(wire.DeviceMemory(memory.allocated, memory.reserved, self._peak))
 
     def _send(self, message: wire.Message) -> None:
         self._connection.sendall(wire.encode(message))
 
 
-def pictures_at_once(requests: Sequence[ImageRequest], most: int) -> int:
+def pictures_at_once(engine: Engine, requests: Sequence[ImageRequest], most: int) -> int:
     """How many of the first of these requests are drawn as one packed batch. Nothing else decides about it."""
-    return min(most, len(requests))
+    try:
+        return 1 if most == 1 or len(requests) == 1 else engine.at_once(requests[:most])
+    except HwagaError:  # the picture that it is about says so by itself
+        return 1
 
 
 def _check_device(engine: Engine, error: Exception) -> None:
