@@ -75,7 +75,7 @@ class Gate:
             if self._rate is not None and scope["method"] == "POST" and (wait := self._rate.take(owner)):
                 raise HTTPException(
                     429,
-                    f"This key may ask for work {self._access.per_minute:g} times a minute. Try again in {wait:.0f} s.",
+                    f"This key may ask for work {self._access.per_minute:g} times a minute. Try again in {math.ceil(wait)} s.",
                     {"Retry-After": str(math.ceil(wait))},
                 )
         except HTTPException as error:
