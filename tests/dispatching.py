@@ -20,7 +20,7 @@ REAL = process.WORKER
 
 def run(test: Callable[[], Awaitable[None]]) -> None:
     async def limited() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             await test()
 
     asyncio.run(limited())
