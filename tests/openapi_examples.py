@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings, strategies
+from hypothesis import HealthCheck, Phase, given, reject, settings, strategies
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -36,6 +36,17 @@ OPERATIONS = {
 }  # fmt: skip
 
 
+@strategies.composite
+def drawn(draw: strategies.DrawFn, cases: strategies.SearchStrategy[Any]) -> Any:
+    """A case, but for those that schemathesis stumbles over while it makes them: forms with a wrong field beside a file."""
+    try:
+        return draw(cases)
+    except ValueError as error:
+        if "Unsupported type: 'Binary'" not in str(error):
+            raise
+        return reject()
+
+
 def check_operation(server: Running, name: str, examples: int) -> None:
     """Sends an operation ("GET /v1/jobs") so many different requests, or all there are where it takes nothing."""
     server.ready()
@@ -49,7 +60,7 @@ def check_operation(server: Running, name: str, examples: int) -> None:
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=strategies.one_of(*(operation.as_strategy(generation_mode=mode) for mode in GenerationMode)))
+    @given(case=drawn(strategies.one_of(*(operation.as_strategy(generation_mode=mode) for mode in GenerationMode))))
     def holds(case: Any) -> None:
         case.call_and_validate(checks=CHECKS, timeout=60)
 

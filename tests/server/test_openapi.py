@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from openapi_examples import OPERATIONS, check_operation
+import schemathesis
+from openapi_examples import CHECKS, OPERATIONS, check_operation
 
 if TYPE_CHECKING:
     from conftest import Running
@@ -29,3 +30,15 @@ def test_the_document_is_complete(server: Running) -> None:
 @pytest.mark.parametrize("name", OPERATIONS["jobs"])
 def test_nothing_breaks_it(server: Running, name: str, examples: int) -> None:
     check_operation(server, name, examples)
+
+
+def test_a_stream_is_as_it_is_described(server: Running) -> None:
+    server.ready()
+    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    job = server.submit(prompt="a cat")["id"]
+    events = schema["/v1/jobs/{job}/events"]["GET"].Case(path_parameters={"job": job})
+    made = schema["/v1/images/generations"]["POST"].Case(
+        body={"prompt": "a cat", "stream": True}, media_type="application/json"
+    )
+    for case in (events, made):
+        assert "event: " in case.call_and_validate(checks=CHECKS, timeout=60).text

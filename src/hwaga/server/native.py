@@ -28,7 +28,7 @@ from hwaga.server.drawing import (
     read_form,
     read_json,
 )
-from hwaga.server.event_stream import EventStream, frame
+from hwaga.server.event_stream import CONTENT, EventStream, frame
 from hwaga.server.events import Event
 from hwaga.server.jobs import Job, Kind, Status
 from hwaga.server.picture_formats import converted, thumbnail
@@ -234,7 +234,7 @@ async def cancel_job(job: str, front: TheFront, owner: Owner) -> JobView:
     tags=["jobs"],
     summary="What happens to a job, as server-sent events",
     response_class=Response,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events"}},
+    responses={200: {"content": CONTENT, "description": "Events"}},
 )
 async def job_events(
     job: str,

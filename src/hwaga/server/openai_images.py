@@ -32,7 +32,7 @@ from hwaga.server.drawing import (
     body_schema,
     read_form,
 )
-from hwaga.server.event_stream import EventStream, frame, left
+from hwaga.server.event_stream import CONTENT, EventStream, frame, left
 from hwaga.server.jobs import Job
 from hwaga.server.picture_formats import converted, size_of
 from hwaga.server.refusals import RESPONSES, answer, described, of_job
@@ -113,7 +113,7 @@ class Models(BaseModel):
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Pictures,
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": CONTENT,
         "description": "The pictures; with `stream`, server-sent events.",
     }
 }
