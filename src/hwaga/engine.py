@@ -179,7 +179,7 @@ class Engine:
 
     @torch.inference_mode()
     def stream_many(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:
-        """As ``stream``, for a packed batch; previews are of the first picture, and the list of results comes last."""
+        """As ``stream``, for a packed batch: a step is one of each picture that is not done; the list of results comes last."""
         placement = self._opened()
         model = placement.model
         jobs = [self._resolver.resolve(request) for request in requests]
@@ -206,12 +206,12 @@ class Engine:
             shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
             denoising = partial(model.denoising, conditionings, shapes, schedules, adapters)
             derivative = attempt(lambda: in_use.enter_context(denoising()))
-            total, waited = max(len(schedule) for schedule in schedules) - 1, 0.0
+            totals, waited = tuple(len(schedule) - 1 for schedule in schedules), 0.0
             for state in euler(lambda *at: attempt(partial(derivative, *at)), latents, schedules):
-                latents, shown = state.latents, [state.denoised[0]]
+                latents, shown = state.latents, list(state.denoised)
                 left = time.perf_counter()
                 try:
-                    yield Step(state.index, total, state.sigmas[0], partial(self._preview, shown))
+                    yield Step(state.index, max(totals), state.sigmas[0], totals, partial(self._preview, shown))
                 finally:
                     shown.clear()  # a Step that is kept keeps no latents
                 waited += time.perf_counter() - left
@@ -246,6 +246,15 @@ class Engine:
         self._opened()
         return self._resolver.resolve(request).request
 
+    def at_once(self, requests: Sequence[ImageRequest]) -> int:
+        """How many of the first of some requests are better made as one batch than one by one, for want of memory; at least 1.
+
+        Raises:
+            RequestError: the model does not take one of them.
+        """
+        placement, jobs = self._opened(), [self._resolver.resolve(request) for request in requests]
+        return placement.at_once([job.picture for job in jobs], max(len(job.schedule) for job in jobs) - 1)
+
     def _opened(self) -> Placement:
         if self._placement is None:
             raise RuntimeError("This engine is closed. Open another one.")
@@ -279,12 +288,12 @@ class Engine:
     def _picture(self, model: Model, latents: Tensor, attempt: Attempt) -> Image.Image:
         return _to_image(model.decode_latents(latents, attempt.tile("decode")))
 
-    def _preview(self, shown: list[Tensor]) -> Image.Image | None:
+    def _preview(self, shown: list[Tensor], picture: int) -> Image.Image | None:
         if not shown or self.card.preview is None:
             return None
         with torch.inference_mode():
-            *rows, offset = torch.tensor(self.card.preview, device=shown[0].device).unbind()
-            return _to_image(torch.einsum("chw,cr->rhw", shown[0], torch.stack(rows)) + offset[:, None, None])
+            *rows, offset = torch.tensor(self.card.preview, device=shown[picture].device).unbind()
+            return _to_image(torch.einsum("chw,cr->rhw", shown[picture], torch.stack(rows)) + offset[:, None, None])
 
     def _now(self) -> float:
         """Wall time once the device has caught up; only called between phases."""

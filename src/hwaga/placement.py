@@ -133,6 +133,24 @@ class Placement:
             return False
         return True
 
+    def at_once(self, pictures: Sequence[Picture], steps: int) -> int:
+        """How many of the first of some pictures are better made together than one by one; at least 1. A batch for which
+        weights have to make room, and come back at each step, costs more time than it saves.
+        """
+        alone = self._moved(pictures[:1], steps)
+        for count in range(len(pictures), 1, -1):
+            together = self._moved(pictures[:count], steps)
+            if alone is not None and together is not None and together <= count * alone:
+                return count
+        return 1
+
+    def _moved(self, pictures: Sequence[Picture], steps: int) -> int | None:
+        """Bytes of weights that a plan for some pictures brings to the device; None where there is no plan."""
+        try:
+            return plan(self.model.demand(pictures, steps, 0), self.budget()).moved_bytes
+        except DoesNotFitError:
+            return None
+
     def recover(self, pictures: Sequence[Picture], steps: int, failed: Plan | None) -> Plan:
         """After the device ran out of memory: lets go of what is kept, and plans with less than was thought to be there.
 
