@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config
 
 from hwaga import CardError, CheckpointError, Engine, ModelCard, SizeError, UnknownModelError
-from hwaga.cards import ASSETS, Download, Limits, Part, built_in_cards, find_card
+from hwaga.cards import ASSETS, Download, Limits, Part
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.family import ZImageModel
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.model_lookup import built_in_cards, find_card
 
 MODELS = Path("/models")
 MINI = built_in_cards(MODELS)["mini"]

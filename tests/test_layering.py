@@ -20,7 +20,20 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "hwaga"
 
-FOUNDATION = frozenset({"cards", "errors", "image_file", "loras", "request", "settings", "source_image", "version"})
+FOUNDATION = frozenset(
+    {
+        "cards",
+        "errors",
+        "image_file",
+        "loras",
+        "model_lookup",
+        "request",
+        "settings",
+        "source_image",
+        "toml_table",
+        "version",
+    }
+)
 
 # What each part of the package (a module or folder directly under hwaga) may import from the others.
 MAY_IMPORT: dict[str, frozenset[str]] = {

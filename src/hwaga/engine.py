@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hwaga.cards import ModelCard, find_card
+from hwaga.cards import ModelCard
 from hwaga.errors import (
     CardError,
     CheckpointError,
@@ -33,6 +33,7 @@ from hwaga.families import find_family
 from hwaga.families.family import Model, Progress
 from hwaga.loras import LoraLibrary
 from hwaga.memory.budget import process_memory
+from hwaga.model_lookup import find_card
 from hwaga.prompt import Library, compose
 from hwaga.request import MAX_SEED, Composed, ImageRequest, LoraUse, MemoryUse, Result, Step, Timings
 from hwaga.sampling.euler import euler

@@ -37,7 +37,6 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from hwaga import ImageRequest
-from hwaga.cards import find_card
 from hwaga.engine import Engine, check_lora
 from hwaga.errors import CheckpointError, HwagaError
 from hwaga.families.z_image.autoencoder import AutoencoderConfig
@@ -45,6 +44,7 @@ from hwaga.families.z_image.family import ZImageModel
 from hwaga.families.z_image.single_files import SingleFiles
 from hwaga.families.z_image.text_encoder import TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig
+from hwaga.model_lookup import find_card
 from hwaga.weights.checkpoint import file_digest, read_config
 
 Networks = dict[str, StateDict]

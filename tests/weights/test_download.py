@@ -25,9 +25,11 @@ from hypothesis import strategies as st
 import hwaga.weights.download as download_module
 import hwaga.weights.hub as hub_module
 from hwaga import Engine, Settings
-from hwaga.cards import ASSETS, Download, ModelCard, built_in_cards
+from hwaga.cards import ASSETS, Download, ModelCard
 from hwaga.errors import CheckpointError, DamagedFileError, DiskSpaceError, DownloadError, HubError, SettingsError
-from hwaga.weights.download import Plan, fetch, make_plan
+from hwaga.model_lookup import built_in_cards
+from hwaga.weights.download import fetch
+from hwaga.weights.download_plan import Plan, make_plan
 from hwaga.weights.hub import Hub, Patience, RemoteFile, Unanswered
 from hwaga.weights.partial_file import finished_ranges, gaps_of, merge
 from hwaga.weights.verified import MARKER, Report, Verified, condition, verify

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwaga.cards import find_card
 from hwaga.cli.console import gibibytes, print_json, print_result, progress_bar, say
 from hwaga.errors import DownloadError
+from hwaga.model_lookup import find_card
 from hwaga.settings import Settings
 from hwaga.weights.verified import Verified
 
 if TYPE_CHECKING:
-    from hwaga.weights.download import Plan
+    from hwaga.weights.download_plan import Plan
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -44,7 +44,8 @@ def download(
     names = [name.strip() for name in parts.split(",") if name.strip()] if parts is not None else []
     if parts is not None and not names:
         raise DownloadError("--parts names no part. Leave it out for all of them.")
-    from hwaga.weights.download import fetch, make_plan  # bring urllib and ssl, which `hwaga --help` need not wait for
+    from hwaga.weights.download import fetch  # brings urllib and ssl, which `hwaga --help` need not wait for
+    from hwaga.weights.download_plan import make_plan
     from hwaga.weights.hub import Hub
 
     try:

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwaga.cards import find_card
 from hwaga.cli.console import print_result, say
 from hwaga.errors import ServerError, SettingsError
+from hwaga.model_lookup import find_card
 from hwaga.server.store import SqliteStore
 from hwaga.settings import Settings, parse_bytes
 
