@@ -49,10 +49,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "prompt": FOUNDATION,
     "engine": FOUNDATION | {"prompt", "families", "memory", "weights", "sampling", "kernels"},
     "__init__": FOUNDATION | {"prompt", "engine"},  # the public names
+    "convert": FOUNDATION | {"families", "weights"},
     "server": FOUNDATION | {"__init__", "prompt", "tokens", "memory", "engine"},
     "cli": FOUNDATION
     # `hwaga serve` starts the server; `hwaga download` fetches weights and reads none of them.
-    | {"__init__", "prompt", "tokens", "memory", "weights", "engine", "server"},
+    | {"__init__", "prompt", "tokens", "memory", "weights", "engine", "convert", "server"},
     "__main__": frozenset({"cli"}),
     "ui": frozenset(),  # speaks HTTP
 }

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hwaga.sampling.euler import Derivative
+    from hwaga.weights.conversion import Conversion
 
 Progress = Callable[[int, int], None]
 """(bytes loaded, bytes in all)."""
@@ -113,6 +114,16 @@ class Family(Protocol):
             lora_bytes: of LoRAs that are kept on the device.
             precision: how the large weights are kept, of ``precisions``; as the dtype where None.
             progress: see ``Progress``.
+        """
+
+    layouts: Sequence[str]
+    """Layouts that checkpoints can be written in, diffusers' first."""
+
+    def conversion(self, folder: Path, *, files: Sequence[Path] = (), precision: str | None, layout: str) -> Conversion:
+        """What is to be written to have a checkpoint in another layout or precision. Its weights are not read yet.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or cannot be written like that.
         """
 
     def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:

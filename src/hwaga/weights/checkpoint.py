@@ -51,6 +51,8 @@ class StoredTensor:
 
     Attributes:
         scale: the tensor of one value, in the same file, that the values are multiplied with; or None.
+        packing: how its values are packed, where that is no format of safetensors: the name of a GGUF block format.
+        offset: where its bytes begin, in a GGUF file.
     """
 
     name: str
@@ -58,6 +60,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     nbytes: int
     scale: str | None = None
+    packing: str | None = None
+    offset: int = 0
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:

@@ -6,14 +6,12 @@ its hash is that of the plan.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 from hwaga.errors import DamagedFileError, DownloadError
 from hwaga.weights.download_plan import Plan, cached, disk_error, is_verified
+from hwaga.weights.file_lock import locked
 from hwaga.weights.hub import ATTEMPTS, Hub, Patience, RangesIgnored, RemoteFile, Unanswered
 from hwaga.weights.partial_file import PartialFile, beside, hashes_of
 from hwaga.weights.verified import BLOCK, LOCK, PART, STATE, CheckedFile, Verified, sync_folder, unfinished
@@ -64,7 +63,8 @@ def fetch(
     """
     try:
         plan.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(plan.folder):
+        at_work = DownloadError(f"Another download is at work in {plan.folder}. Wait for it, or stop it.")
+        with locked(plan.folder / LOCK, at_work):
             yield from _Fetching(plan, hub, limit_rate).run(connections)
     except OSError as error:
         raise disk_error(error, plan.folder) from error
@@ -292,31 +292,6 @@ class _Fetching:
             if path not in expected:
                 for trace in (state, unfinished(state), beside(path, PART)):
                     trace.unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other downloads out of a folder.
-
-    Raises:
-        DownloadError: one is at work.
-    """
-    path = folder / LOCK
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                break  # else it is a lock that its last holder has just removed
-        except BlockingIOError:
-            os.close(descriptor)
-            raise DownloadError(f"Another download is at work in {folder}. Wait for it, or stop it.") from None
-        os.close(descriptor)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
 
 
 def _link(blob: Path, path: Path) -> None:

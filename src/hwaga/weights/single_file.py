@@ -1,4 +1,4 @@
-"""Networks in safetensors files without a configuration, as ComfyUI keeps them: which file holds what.
+"""Networks in files without a configuration, as ComfyUI and llama.cpp keep them: which file holds what.
 
 Files are told by the names of their tensors, never by their own name, and by their headers alone. One file may hold several
 networks, each below a prefix of its own.
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hwaga.errors import CheckpointError
 from hwaga.weights.checkpoint import NUMBER_FORMATS, StoredTensor, read_header
+from hwaga.weights.gguf_file import GgufTensor, is_gguf, read_gguf
 
 Header = Mapping[str, tuple[str, tuple[int, ...]]]
 
 SIGNS = {
     "transformer": r"(|.*\.)cap_pad_token",
-    "text encoder": r"(|.*?\.)(?:model\.)?layers\.0\.self_attn\.q_norm\.weight",
+    "text encoder": r"(|.*?\.)(?:(?:model\.)?layers\.0\.self_attn\.q_norm|blk\.0\.attn_q_norm)\.weight",
     "autoencoder": r"(|.*\.)decoder\.conv_in\.weight",
 }
 """For each network, a tensor that every file of it holds. What stands before its name is the prefix of all its tensors."""
@@ -32,7 +33,7 @@ OTHERS = {
     r"(?:input_blocks|down_blocks)\.0\.": "a Stable Diffusion U-Net",
     r"transformer_blocks\.0\.": "a diffusion transformer of another family",
     r"(?:text_model|encoder\.block\.0\.layer)\.": "a CLIP or T5 text encoder",
-    r"embed_tokens\.weight": "a language model other than Qwen3",
+    r"(?:embed_tokens|token_embd)\.weight": "a language model other than Qwen3",
 }
 """What else a file may be, by a part of a tensor's name; the first that is found counts."""
 
@@ -96,8 +97,13 @@ def find_parts(files: Sequence[Path]) -> dict[str, Part]:
 
 def _read_parts(path: Path) -> dict[str, Part]:
     """The networks in one file. Raises CheckpointError where it holds none, or more than them."""
+    blocks: Mapping[str, GgufTensor] = {}
     try:
-        header = read_header(path)
+        if is_gguf(path):
+            blocks = read_gguf(path).tensors
+            header = {name: (tensor.format, tensor.shape) for name, tensor in blocks.items()}
+        else:
+            header = read_header(path)
     except CheckpointError:
         _check_magic(path)
         raise
@@ -129,7 +135,16 @@ def _read_parts(path: Path) -> dict[str, Part]:
         prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
         if prefix is not None:
             headers[prefix][name.removeprefix(prefix)] = entry
-    return {kind: Part(path, prefix, _tensors(path, prefix, headers[prefix])) for prefix, kind in prefixes.items()}
+    return {
+        kind: Part(
+            path,
+            prefix,
+            _packed_tensors(path, prefix, blocks, headers[prefix])
+            if blocks
+            else _tensors(path, prefix, headers[prefix]),
+        )
+        for prefix, kind in prefixes.items()
+    }
 
 
 def _check_magic(path: Path) -> None:
@@ -139,13 +154,25 @@ def _check_magic(path: Path) -> None:
             head = file.read(4)
     except OSError:
         return
-    if head == b"GGUF":
-        raise CheckpointError(f"{path.name} is a GGUF file, and Hwaga reads safetensors only. Fetch it in that format.")
     if head == b"PK\x03\x04" or head[:1] == b"\x80":
         raise CheckpointError(
             f"{path.name} is a pickle, which can run code when it is opened, or an archive of one. "
-            "Hwaga reads safetensors only: fetch or convert the checkpoint in that format."
+            "Hwaga reads safetensors and GGUF: fetch or convert the checkpoint in one of them."
         )
+
+
+def _packed_tensors(
+    path: Path, prefix: str, blocks: Mapping[str, GgufTensor], names: Iterable[str]
+) -> tuple[StoredTensor, ...]:
+    """Weights of a GGUF file. Some writers drop the pad tokens' axis of length 1."""
+    tensors = []
+    for name in names:
+        found = blocks[prefix + name]
+        shape = (1, *found.shape) if name.endswith("_pad_token") and len(found.shape) == 1 else found.shape
+        tensors.append(
+            StoredTensor(prefix + name, path, shape, found.nbytes, packing=found.format, offset=found.offset)
+        )
+    return tuple(tensors)
 
 
 def _tensors(path: Path, prefix: str, header: Header) -> tuple[StoredTensor, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hwaga.errors import CheckpointError
 from hwaga.families.family import Progress
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
+from hwaga.families.z_image.conversion import LAYOUTS, z_image_conversion
 from hwaga.families.z_image.single_files import SHIFT, SingleFiles
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.tokenizer import PromptTokenizer
@@ -22,6 +23,7 @@ from hwaga.sampling.schedule import drop_first, flow_match
 from hwaga.weights.adapters import Adapters
 from hwaga.weights.checkpoint import Blueprint, file_digest, read_config, weights_digest
 from hwaga.weights.config import ConfigValues
+from hwaga.weights.conversion import Conversion
 from hwaga.weights.layouts import AUTOENCODER, Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
 from hwaga.weights.lora import LoraCache, LoraFile, LoraTarget, lora_targets
 from hwaga.weights.quantize import PRECISIONS, quantizing
@@ -155,6 +157,7 @@ class ZImage:
 
     dtypes = ("bfloat16", "float32")
     precisions = tuple(PRECISIONS)
+    layouts = LAYOUTS
 
     def open(
         self,
@@ -208,6 +211,10 @@ class ZImage:
             digest,
             lora_bytes,
         )
+
+    def conversion(self, folder: Path, *, files: Sequence[Path] = (), precision: str | None, layout: str) -> Conversion:
+        large = {"transformer": IN_TRANSFORMER, "text_encoder": IN_TEXT_ENCODER}
+        return z_image_conversion(folder, files, precision=precision, layout=layout, quantised=large)
 
     def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
         configs = _Configs.read(folder, SingleFiles.read(files) if files else None)
