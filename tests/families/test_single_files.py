@@ -270,7 +270,7 @@ def test_wrong_fp8(name: str, tensor: Tensor | None, says: str, comfy: Networks,
     [
         ({"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.ones(2, 2)}, "a.safetensors is a LoRA"),
         ({"double_blocks.0.img_attn.qkv.weight": torch.ones(2, 2)}, "a.safetensors holds a transformer of the Flux"),
-        (b"GGUF\x03\0\0\0 and so on", "a.safetensors is a GGUF file"),
+        (b"GGUF\x03\0\0\0 and so on", "a.safetensors is damaged: it ends within"),
         (b"PK\x03\x04 and so on", "a.safetensors is a pickle"),
         (b"<html>404</html>", "truncated or no safetensors file"),
     ],
