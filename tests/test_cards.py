@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config
 
 from hwaga import CardError, CheckpointError, Engine, ModelCard, SizeError, UnknownModelError
-from hwaga.cards import ASSETS, Download, Limits, Part
+from hwaga.cards import ASSETS, Limits, Part
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.family import ZImageModel
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.hub_sources import Download
 from hwaga.model_lookup import built_in_cards, find_card
 
 MODELS = Path("/models")
@@ -77,7 +78,7 @@ def card_file(folder: Path, values: Values, name: str = "card.toml") -> Path:
 
 def test_built_in_cards() -> None:
     cards = built_in_cards(MODELS)
-    assert list(cards) == ["mini", "z-image-turbo"]
+    assert list(cards) == ["mini", "z-image-turbo", "z-image-turbo-bf16", "z-image-turbo-comfyui"]
     assert all(name == card.name for name, card in cards.items())
     assert all(card.family == "z_image" and card.steps == 8 for card in cards.values())
 

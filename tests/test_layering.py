@@ -22,8 +22,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hwaga"
 
 FOUNDATION = frozenset(
     {
+        "card_toml",
         "cards",
         "errors",
+        "hub_sources",
         "image_file",
         "loras",
         "model_lookup",

@@ -31,7 +31,9 @@ def card_toml(card: ModelCard) -> str:
         "limits": vars(card.limits),
         **{f"parts.{_toml(name)}": vars(part) for name, part in card.parts.items()},
         **{
-            f"styles.{_toml(name)}": {key: value for key, value in vars(style).items() if value is not None}
+            f"styles.{_toml(name)}": {
+                key: value for key, value in vars(style).items() if key != "source" and value is not None
+            }
             for name, style in card.styles.items()
         },
     }

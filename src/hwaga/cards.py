@@ -6,7 +6,6 @@ own. ``model_lookup`` finds the card for a model's name.
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,12 +16,16 @@ from types import MappingProxyType
 from typing import Any
 
 from hwaga.errors import CardError, CheckpointError, SizeError
+from hwaga.hub_sources import Download, LoraSource, read_download, read_lora_source
 from hwaga.toml_table import Table
 
 ASSETS = Path(str(files("hwaga") / "assets"))
 
 CARD_FILE = "card.toml"
 INDEX_FILE = "model_index.json"
+
+STYLES = "styles"
+"""What the styles' LoRAs are called among the parts that can be fetched."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Style:
         weight: of the LoRA; 1 is as trained.
         wording: what is written into the prompt in place of the pack's words for this style; None for the pack's.
         steps: steps that suit its LoRA; None for the model's own default.
+        source: where its LoRA is fetched from, if it is.
     """
 
     title: Mapping[str, str]
@@ -53,6 +57,7 @@ class Style:
     weight: float = 1.0
     wording: str | None = None
     steps: int | None = None
+    source: LoraSource | None = None
 
 
 @dataclass(frozen=True)
@@ -76,25 +81,6 @@ class Limits:
     max_steps: int
     tokens: int
     max_tokens: int
-
-
-@dataclass(frozen=True)
-class Download:
-    """Where a model's files are fetched from, and which of them.
-
-    Attributes:
-        repo: owner and name on the hub.
-        revision: a branch, a tag or a commit.
-        include: patterns of the files that make up the model; ``*`` stands for any characters, also a slash.
-        parts: the patterns of each part's files, by the part's name. Files of no part belong to all of them.
-        sha256: what files must have, by path, where the card's author knows better than to ask the hub.
-    """
-
-    repo: str
-    revision: str
-    include: tuple[str, ...]
-    parts: Mapping[str, tuple[str, ...]]
-    sha256: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -232,7 +218,7 @@ def _card(table: Table, folder: Path) -> ModelCard:
         limits=limits,
         parts=MappingProxyType({name: _part(part) for name, part in table.table("parts").tables().items()}),
         styles=MappingProxyType({name: _style(style) for name, style in table.table("styles", {}).tables().items()}),
-        download=_download(table.table("download")) if "download" in table.values else None,
+        download=read_download(table.table("download")) if "download" in table.values else None,
         preview=_preview(table.get("preview", list, [])),
         own_words_only=table.get("own_words_only", bool, False),
     )
@@ -296,12 +282,15 @@ def _part(table: Table) -> Part:
 
 def _style(table: Table) -> Style:
     titles = table.table("title")
+    source = read_lora_source(table.table("source")) if "source" in table.values else None
+    place = f"loras/{Path(source.file).name}" if source else ""
     style = Style(
         title=MappingProxyType({language: titles.get(language, str) for language in titles.values}),
-        lora=table.get("lora", str, "") or None,
+        lora=table.get("lora", str, place) or None,
         weight=float(table.get("weight", (int, float), 1.0)),
         wording=table.get("wording", str) if "wording" in table.values else None,
         steps=table.count("steps") if "steps" in table.values else None,
+        source=source,
     )
     if not -10 <= style.weight <= 10:
         raise CardError(f"{table.where}weight must be from -10 to 10, not {style.weight:g}.")
@@ -309,33 +298,6 @@ def _style(table: Table) -> Style:
         raise CardError(f"{table.where}lora must lie below the card's folder, not at {style.lora!r}.")
     table.close()
     return style
-
-
-def _download(table: Table) -> Download:
-    parts, pins = table.table("parts", {}), table.table("sha256", {})
-    download = Download(
-        repo=table.get("repo", str),
-        revision=table.get("revision", str, "main"),
-        include=_patterns(table, "include"),
-        parts=MappingProxyType({name: _patterns(parts, name) for name in parts.values}),
-        sha256=MappingProxyType({path: pins.get(path, str) for path in pins.values}),
-    )
-    table.close()
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", download.repo, re.ASCII):
-        raise CardError(f"download.repo must be owner/name, not {download.repo!r}.")
-    if not download.revision:
-        raise CardError("download.revision is empty; leave it out for the newest files.")
-    for path, digest in download.sha256.items():
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise CardError(f"download.sha256.{path} must be 64 hexadecimal digits in small letters, not {digest!r}.")
-    return download
-
-
-def _patterns(table: Table, key: str) -> tuple[str, ...]:
-    patterns = table.get(key, list)
-    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise CardError(f'{table.where}{key} must be a list of patterns such as ["vae/*"], not {patterns!r}.')
-    return tuple(patterns)
 
 
 def _preview(rows: list[Any]) -> tuple[tuple[float, ...], ...] | None:

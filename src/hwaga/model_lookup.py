@@ -30,7 +30,7 @@ def built_in_cards(models: Path) -> dict[str, ModelCard]:
     Args:
         models: the folder that fetched models lie in, one folder each, named after the card.
     """
-    cards = [ModelCard.read(path) for path in sorted((ASSETS / "cards").glob("*.toml"))]
+    cards = [ModelCard.read(path) for path in sorted((ASSETS / "cards").glob("*.toml"), key=lambda path: path.stem)]
     bundled = ModelCard.read(ASSETS / "mini" / CARD_FILE)
     return {card.name: card for card in (bundled, *(replace(card, folder=models / card.name) for card in cards))}
 

@@ -25,8 +25,9 @@ from hypothesis import strategies as st
 import hwaga.weights.download as download_module
 import hwaga.weights.hub as hub_module
 from hwaga import Engine, Settings
-from hwaga.cards import ASSETS, Download, ModelCard
+from hwaga.cards import ASSETS, ModelCard
 from hwaga.errors import CheckpointError, DamagedFileError, DiskSpaceError, DownloadError, HubError, SettingsError
+from hwaga.hub_sources import Download
 from hwaga.model_lookup import built_in_cards
 from hwaga.weights.download import fetch
 from hwaga.weights.download_plan import Plan, make_plan

@@ -163,7 +163,7 @@ class _Fetching:
     def _begin(self, remote: RemoteFile) -> None:
         """Takes a file that is here or in the cache, if its hash is right, or sees to its pieces."""
         target = PartialFile(remote, self.plan.folder)
-        blob = cached(self.hub, self.plan.repo, remote)
+        blob = cached(self.hub, remote)
         for path in (target.path, blob):
             if path is None or not path.is_file() or path.stat().st_size != remote.size:
                 continue
@@ -201,7 +201,7 @@ class _Fetching:
         patience = Patience(ATTEMPTS)
         complete = False
         while position < end and epoch == target.epoch and not self.stop.is_set():
-            chunks = self.hub.stream(self.plan.repo, self.plan.commit, remote, position, end, whole=whole)
+            chunks = self.hub.stream(remote, position, end, whole=whole)
             try:
                 with closing(chunks):
                     for data in chunks:

@@ -11,8 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from hwaga.cards import Download, ModelCard
+from hwaga.cards import STYLES, ModelCard, Style
 from hwaga.errors import DamagedFileError, DiskSpaceError, DownloadError
+from hwaga.hub_sources import Download
 from hwaga.weights.hub import Hub, RemoteFile
 from hwaga.weights.partial_file import finished_ranges, hashes_of
 from hwaga.weights.verified import MARKER, PART, STATE, CheckedFile, Verified
@@ -50,6 +51,7 @@ class Plan:
         files: those that were asked for.
         others: files of the model's other parts.
         left_out: paths that the card's patterns name and that are never fetched, because of their kind.
+        licenses: what is fetched (the model, a style), its repository and its licence.
     """
 
     repo: str
@@ -58,6 +60,7 @@ class Plan:
     files: tuple[PlannedFile, ...]
     others: tuple[RemoteFile, ...]
     left_out: tuple[str, ...]
+    licenses: tuple[tuple[str, str, str], ...]
 
     @property
     def to_fetch(self) -> int:
@@ -90,47 +93,81 @@ def make_plan(
 
     Args:
         folder: where it goes; the card's folder when left out.
-        parts: names of the parts to fetch; all when empty. Files of no part are always fetched.
-        revision: a branch, tag or commit in place of the card's.
+        parts: names of the parts to fetch, ``STYLES`` for the styles' LoRAs; all when empty. Files of no part are always
+            fetched.
+        revision: a branch, tag or commit in place of the card's, of its main repository.
 
     Raises:
         DownloadError: the model cannot be fetched, or not from there.
     """
-    source = card.download
+    source, loras = card.download, [style for style in card.styles.values() if style.source is not None]
     if source is None:
         reason = "it comes with Hwaga" if card.present else "its card has no [download] table"
         raise DownloadError(f"{card.name} is not fetched: {reason}.")
+    offered = [*source.parts, *([STYLES] if loras else [])]
     for part in parts:
-        if part not in source.parts:
-            raise DownloadError(f"{card.name} has no part {part!r} to fetch. Its parts are {', '.join(source.parts)}.")
+        if part not in offered:
+            raise DownloadError(f"{card.name} has no part {part!r} to fetch. Its parts are {', '.join(offered)}.")
     folder = (folder or card.folder).absolute()
-    commit, listed = hub.list_files(source.repo, revision or source.revision)
-    for file in listed:
-        _check_path(file.path)
-    included = [file for file in listed if _matches(file.path, source.include)]
-    wanted = sorted((_pinned(file, source) for file in included if file.path.endswith(SUFFIXES)), key=lambda f: f.path)
-    absent = sorted(set(source.sha256) - {file.path for file in wanted})
-    if absent or not wanted:
-        what = f"no {absent[0]}, which the card of {card.name} pins" if absent else f"no file of {card.name}"
-        raise DownloadError(f"{source.repo} at {commit} has {what}. Choose another revision.")
+    included: dict[str, RemoteFile] = {}
+    commits = []
+    for each in (replace(source, revision=revision or source.revision), *source.also):
+        commit, files = _listed(each, hub, card.name)
+        commits.append(commit)
+        included = {**files, **included}
+    fetched_loras = [_lora(style, hub) for style in loras]
+    wanted = [included[path] for path in sorted(included) if path.endswith(SUFFIXES)] + fetched_loras
     skipped = [
         pattern for name, patterns in source.parts.items() if parts and name not in parts for pattern in patterns
     ]
-    chosen = [pattern for name in parts for pattern in source.parts[name]]
+    chosen = [pattern for name in parts for pattern in source.parts.get(name, ())]
     others = [file for file in wanted if _matches(file.path, skipped) and not _matches(file.path, chosen)]
+    if parts and STYLES not in parts:
+        others += fetched_loras
     try:
         marker = Verified.read(folder)
-        files = tuple(_placed(file, folder, marker, hub, source.repo) for file in wanted if file not in others)
+        planned = tuple(_placed(file, folder, marker, hub) for file in wanted if file not in others)
     except OSError as error:
         raise disk_error(error, folder) from error
     return Plan(
         repo=source.repo,
-        commit=commit,
+        commit=commits[0],
         folder=folder,
-        files=files,
+        files=planned,
         others=tuple(others),
-        left_out=tuple(file.path for file in included if not file.path.endswith(SUFFIXES)),
+        left_out=tuple(path for path in included if not path.endswith(SUFFIXES)),
+        licenses=(
+            (card.name, source.repo, card.license),
+            *((name, style.source.repo, style.source.license) for name, style in card.styles.items() if style.source),
+        ),
     )
+
+
+def _listed(source: Download, hub: Hub, model: str) -> tuple[str, dict[str, RemoteFile]]:
+    """A repository's commit, and its files by path that the card names."""
+    commit, listed = hub.list_files(source.repo, source.revision)
+    for file in listed:
+        _check_path(file.path)
+    included = {file.path: _pinned(file, source) for file in listed if _matches(file.path, source.include)}
+    absent = sorted(path for path in source.sha256 if path not in included or not path.endswith(SUFFIXES))
+    if absent or not any(path.endswith(SUFFIXES) for path in included):
+        what = f"no {absent[0]}, which the card of {model} pins" if absent else f"no file of {model}"
+        raise DownloadError(f"{source.repo} at {commit} has {what}. Choose another revision.")
+    return commit, included
+
+
+def _lora(style: Style, hub: Hub) -> RemoteFile:
+    """The LoRA of a style, from a repository of its own to its place below the model's folder."""
+    source = style.source
+    assert source is not None
+    assert style.lora is not None
+    commit, listed = hub.list_files(source.repo, source.revision)
+    for file in listed:
+        if file.path == source.file:
+            pins = {source.file: source.sha256} if source.sha256 else {}
+            pinned = _pinned(file, Download(source.repo, source.revision, (), {}, pins))
+            return replace(pinned, path=style.lora, source=source.file)
+    raise DownloadError(f"{source.repo} at {commit} has no {source.file}, which a style of the card names.")
 
 
 def _check_path(path: str) -> None:
@@ -158,14 +195,14 @@ def _pinned(remote: RemoteFile, source: Download) -> RemoteFile:
     return replace(remote, sha256=pin)
 
 
-def _placed(remote: RemoteFile, folder: Path, marker: Verified | None, hub: Hub, repo: str) -> PlannedFile:
+def _placed(remote: RemoteFile, folder: Path, marker: Verified | None, hub: Hub) -> PlannedFile:
     path, known = folder / remote.path, marker.files.get(remote.path) if marker else None
     if is_verified(remote, folder, known):
         return PlannedFile(remote, "verified", remote.size)
     older = known is not None and remote.sha256 not in (None, known.sha256) and known.describes(path)
     if not older and path.is_file() and path.stat().st_size == remote.size:
         return PlannedFile(remote, "here", remote.size)
-    if cached(hub, repo, remote) is not None:
+    if cached(hub, remote) is not None:
         return PlannedFile(remote, "cached", remote.size)
     arrived = sum(end - start for start, end in finished_ranges(path, remote))
     return PlannedFile(remote, "partial" if arrived else "missing", arrived)
@@ -183,9 +220,9 @@ def is_verified(remote: RemoteFile, folder: Path, known: CheckedFile | None) -> 
     return bool(digest.hexdigest() == remote.blob)
 
 
-def cached(hub: Hub, repo: str, remote: RemoteFile) -> Path | None:
+def cached(hub: Hub, remote: RemoteFile) -> Path | None:
     """The file in the cache of Hugging Face's client, where complete files are named after their content."""
-    blob = hub.cache / f"models--{repo.replace('/', '--')}" / "blobs" / remote.blob
+    blob = hub.cache / f"models--{remote.repo.replace('/', '--')}" / "blobs" / remote.blob
     return blob if blob.is_file() and blob.stat().st_size == remote.size else None
 
 
