@@ -18,9 +18,9 @@ from safetensors.torch import save
 from hwaga.cards import ASSETS, ModelCard
 from hwaga.errors import HwagaError
 from hwaga.model_lookup import find_card
-from hwaga.weights.checkpoint import stored_tensors
 from hwaga.weights.gguf_file import read_gguf
 from hwaga.weights.single_file import find_parts
+from hwaga.weights.stored import stored_tensors
 
 NAMES = ("a.cap_pad_token", "b.layers.0.self_attn.q_norm.weight", "c.decoder.conv_in.weight")
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from gguf_files import HALVES, kind_of, random_rows
 
-from hwaga.weights.block_formats import BLOCK_FORMATS, OTHER_FORMATS, ROWS_AT_ONCE
+import hwaga.weights.block_formats as block_formats
+from hwaga.weights.block_formats import BLOCK_FORMATS, OTHER_FORMATS
 
 
 def reference(name: str, packed: np.ndarray) -> np.ndarray:
@@ -62,7 +63,8 @@ def test_what_the_package_packs_comes_back(name: str) -> None:
     assert (np.abs(values - weights).reshape(-1, 32).max(1) <= span / levels * 1.02).all()
 
 
-def test_more_rows_than_are_decoded_at_once() -> None:
-    packed = random_rows("Q4_K", ROWS_AT_ONCE + 3, 256, np.random.default_rng(10))
+def test_more_rows_than_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(block_formats, "VALUES_AT_ONCE", 2000)
+    packed = random_rows("Q4_K", 103, 256, np.random.default_rng(10))
     decoded = BLOCK_FORMATS["Q4_K"].unpack(torch.from_numpy(packed), torch.float32)
     np.testing.assert_array_equal(decoded.numpy(), reference("Q4_K", packed))

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError, HwagaError
 from hwaga.families.z_image.family import ZImage
-from hwaga.weights.checkpoint import Blueprint, FusedLinear, read_config, weight_files, weights_digest
+from hwaga.weights.checkpoint import Blueprint, read_config, weight_files, weights_digest
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import Layout
 
 CPU = torch.device("cpu")

@@ -19,7 +19,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
-from hwaga.weights.checkpoint import FusedLinear
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import (
     AUTOENCODER,
     Z_IMAGE_ORIGINAL,
@@ -251,7 +251,7 @@ def test_every_key_of_llama_cpps_qwen3() -> None:
         named.add(name)
         assert llama_cpp_qwen3(36).target(name) == qwen3_encoder(36).target(key), key
         target = llama_cpp_qwen3(37).target(name)
-        if target is not None and target[0] in ("embed_tokens", "layers.3.mlp.gate_up_proj.weight"):
+        if target is not None and target[0] in ("embed_tokens.weight", "layers.3.mlp.gate_up_proj.weight"):
             assert llama_cpp_qwen3(36).sources(target[0])[target[1]] == name
     assert {"blk.35.attn_q_norm.weight", "output_norm.weight", "token_embd.weight"} < named
     assert llama_cpp_qwen3(36).target("rope_freqs.weight") is None

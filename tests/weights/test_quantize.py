@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hwaga import DeviceError, Engine, ImageRequest, Settings, SettingsError
 from hwaga.families.z_image.family import ZImageModel
 from hwaga.weights.adapters import Adapters, LinearAdapter, LowRank, adapted
-from hwaga.weights.checkpoint import FusedLinear
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.quantize import GROUP, PRECISIONS, Precision, QuantizedLinear, quantizing
 
 ALL = pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ROWS_AT_ONCE = 2048
-"""Rows that are decoded at a time: the work takes a few times their memory in float32."""
+VALUES_AT_ONCE = 2**23
+"""Weights that are decoded at a time: the work takes a few times their memory in float32."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,20 @@ class BlockFormat:
         """uint8 ``[rows, bytes of a row]`` to ``[rows, width]`` in a dtype, on the same device."""
         width = rows.shape[1] // self.nbytes * self.weights
         values = torch.empty(rows.shape[0], width, dtype=dtype, device=rows.device)
-        for begin in range(0, rows.shape[0], ROWS_AT_ONCE):
-            some = rows[begin : begin + ROWS_AT_ONCE]
-            values[begin : begin + ROWS_AT_ONCE] = self.decode(some.reshape(-1, self.nbytes)).view(-1, width)
+        at_once = max(1, VALUES_AT_ONCE // width)
+        for begin in range(0, rows.shape[0], at_once):
+            some = rows[begin : begin + at_once]
+            values[begin : begin + at_once] = self.decode(some.reshape(-1, self.nbytes)).view(-1, width)
         return values
+
+    def all_finite(self, rows: Tensor) -> Tensor:
+        """Whether all weights of uint8 ``[rows, bytes of a row]`` are numbers, as a tensor of one truth."""
+        width = rows.shape[1] // self.nbytes * self.weights
+        found = [
+            torch.isfinite(self.decode(some.reshape(-1, self.nbytes))).all()
+            for some in rows.split(max(1, VALUES_AT_ONCE // width))
+        ]
+        return torch.stack(found).all()
 
 
 def _half(blocks: Tensor, at: int) -> Tensor:

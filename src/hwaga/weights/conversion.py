@@ -15,16 +15,18 @@ import hashlib
 import json
 import math
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hwaga.weights.checkpoint import StoredTensor
+from hwaga.errors import CheckpointError
 from hwaga.weights.quantize import GROUP, PRECISIONS
+from hwaga.weights.reader import Reader
 from hwaga.weights.shards import NewTensor, ShardWriter, into_shards, shard_names
-from hwaga.weights.stored_rows import StoredRows
+from hwaga.weights.stored import StoredTensor
 from hwaga.weights.verified import CheckedFile, sync_folder, write_durably
 
 PIECE_VALUES = 2**24
@@ -151,7 +153,7 @@ class Conversion:
             OSError: a file cannot be written.
         """
         done = 0
-        with StoredRows() as stored:
+        with closing(Reader(torch.device("cpu"))) as stored:
             for network in self.networks:
                 shards = network.shards(self.precision)
                 targets = {target.stored(self.precision)[0].name: target for target in network.targets}
@@ -188,7 +190,7 @@ def _json(values: object) -> bytes:
 
 
 def _write_target(
-    target: Target, precision: str | None, stored: StoredRows, writer: ShardWriter
+    target: Target, precision: str | None, stored: Reader, writer: ShardWriter
 ) -> Generator[int, None, None]:
     """Writes one tensor, or what stands for it, and yields the bytes read for each piece."""
     quantiser = PRECISIONS[precision] if precision is not None and target.in_fewer_bits(precision) else None
@@ -198,7 +200,11 @@ def _write_target(
         at_once = max(1, PIECE_VALUES // max(1, math.prod(shape[1:]))) if len(shape) > 1 else rows.end
         for begin in range(rows.begin, rows.end, at_once):
             end = min(begin + at_once, rows.end)
-            values = stored.read(rows.tensor, begin, end)
+            values = stored.slice(rows.tensor, begin, end).float()
+            if not torch.isfinite(values).all():
+                raise CheckpointError(
+                    f"{rows.tensor.file}: {rows.tensor.name} holds NaN or infinity. The file is damaged: fetch it again."
+                )
             if quantiser is None:
                 writer.write(values.bfloat16())
             else:

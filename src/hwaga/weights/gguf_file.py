@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from hwaga.errors import CheckpointError
 from hwaga.weights.block_formats import BLOCK_FORMATS, OTHER_FORMATS
+from hwaga.weights.stored import HeaderEntry
 
 MAGIC = b"GGUF"
 
@@ -35,22 +36,6 @@ _FORMATS = {entry.code: entry for entry in BLOCK_FORMATS.values()}
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """Where one tensor lies.
-
-    Attributes:
-        format: of ``BLOCK_FORMATS``.
-        shape: as torch has it, which is the reverse of what the file says.
-        offset, nbytes: in the file.
-    """
-
-    format: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
 class GgufHeader:
     """What a file says of itself.
 
@@ -60,7 +45,7 @@ class GgufHeader:
     """
 
     architecture: str
-    tensors: dict[str, GgufTensor]
+    tensors: dict[str, HeaderEntry]
 
 
 def is_gguf(path: Path) -> bool:
@@ -119,17 +104,19 @@ class _Reader:
             raise self._damaged(f"its alignment is {alignment!r}")
         found = [self._tensor() for _ in range(tensors)]
         start = -(-self.position // alignment) * alignment
-        named: dict[str, GgufTensor] = {}
-        for name, tensor in found:
+        named: dict[str, HeaderEntry] = {}
+        for name, (number_format, shape, offset) in found:
+            stored = BLOCK_FORMATS[number_format]
+            size = math.prod(shape) // stored.weights * stored.nbytes
             if name in named:
                 raise self._damaged(f"it holds {name} twice")
-            if tensor.offset % alignment or start + tensor.offset + tensor.nbytes > self.size:
+            if offset % alignment or start + offset + size > self.size:
                 raise self._damaged(f"{name} does not lie inside the file")
-            named[name] = GgufTensor(tensor.format, tensor.shape, start + tensor.offset, tensor.nbytes)
+            named[name] = HeaderEntry(number_format, shape, start + offset)
         architecture = kept.get("general.architecture", "")
         return GgufHeader(architecture if isinstance(architecture, str) else "", named)
 
-    def _tensor(self) -> tuple[str, GgufTensor]:
+    def _tensor(self) -> tuple[str, HeaderEntry]:
         """The next tensor's name, and where it lies, counted from the end of the header."""
         name, axes = self._text(), self._number("I")
         if axes > AXES:
@@ -142,10 +129,9 @@ class _Reader:
             raise CheckpointError(
                 f"{self.path.name} stores {name} as {other}; {', '.join(BLOCK_FORMATS)} are read here. Fetch one of those."
             )
-        count = math.prod(shape)
-        if count > self.size * 8 or (shape[-1] if shape else 1) % packing.weights:
+        if math.prod(shape) > self.size * 8 or (shape[-1] if shape else 1) % packing.weights:
             raise self._damaged(f"{name} is {list(shape)} of {packing.name}")
-        return name, GgufTensor(packing.name, shape, offset, count // packing.weights * packing.nbytes)
+        return name, HeaderEntry(packing.name, shape, offset)
 
     def _value(self, kind: int) -> Any:
         """A value of the metadata; arrays are skipped."""

@@ -118,7 +118,6 @@ def qwen3_encoder(layers: int) -> Layout:
     return Layout(
         strip=("model.",),
         renames=(
-            ("embed_tokens.weight", "embed_tokens"),
             ("input_layernorm.weight", "input_layernorm"),
             ("post_attention_layernorm.weight", "post_attention_layernorm"),
             (".q_norm.weight", ".q_norm"),
@@ -137,7 +136,7 @@ def llama_cpp_qwen3(layers: int) -> Layout:
     return Layout(
         renames=(
             ("blk.", "layers."),
-            ("token_embd.weight", "embed_tokens"),
+            ("token_embd.weight", "embed_tokens.weight"),
             ("output_norm.weight", "norm.weight"),
             (".attn_norm.weight", ".input_layernorm"),
             (".ffn_norm.weight", ".post_attention_layernorm"),

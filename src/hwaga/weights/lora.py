@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from hwaga.errors import LoraError
 from hwaga.weights.adapters import Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank
-from hwaga.weights.checkpoint import FusedLinear, listed
+from hwaga.weights.checkpoint import listed
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import Layout
 from hwaga.weights.lora_header import DORA, ROLE, LoraLayer, PeftAlphas, peft_alphas, read_header
 from hwaga.weights.recent import RecentlyUsed

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hwaga.errors import CheckpointError
-from hwaga.weights.checkpoint import NUMBER_FORMATS, StoredTensor, read_header
-from hwaga.weights.gguf_file import GgufTensor, is_gguf, read_gguf
+from hwaga.weights.gguf_file import is_gguf, read_gguf
+from hwaga.weights.stored import FORMATS, NUMBER_FORMATS, SCALED_FORMAT, HeaderEntry, StoredTensor, read_header
 
-Header = Mapping[str, tuple[str, tuple[int, ...]]]
+Header = Mapping[str, HeaderEntry]
 
 SIGNS = {
     "transformer": r"(|.*\.)cap_pad_token",
@@ -38,11 +38,6 @@ OTHERS = {
 """What else a file may be, by a part of a tensor's name; the first that is found counts."""
 
 LORA = re.compile(r"\blora_|\.lora\.|\.(?:lokr|hada)_")
-
-SCALED_FORMAT = "F8_E4M3"
-
-FORMATS = {**NUMBER_FORMATS, SCALED_FORMAT: 1}
-"""Formats that these files' weights may be stored in, and their bytes."""
 
 UNUSED = re.compile(r".*\.logit_scale")
 """What ComfyUI writes beside a text encoder into a file of several networks; it is a CLIP model's, and unused here."""
@@ -97,13 +92,9 @@ def find_parts(files: Sequence[Path]) -> dict[str, Part]:
 
 def _read_parts(path: Path) -> dict[str, Part]:
     """The networks in one file. Raises CheckpointError where it holds none, or more than them."""
-    blocks: Mapping[str, GgufTensor] = {}
+    packed = is_gguf(path)
     try:
-        if is_gguf(path):
-            blocks = read_gguf(path).tensors
-            header = {name: (tensor.format, tensor.shape) for name, tensor in blocks.items()}
-        else:
-            header = read_header(path)
+        header = read_gguf(path).tensors if packed else read_header(path)
     except CheckpointError:
         _check_magic(path)
         raise
@@ -130,21 +121,13 @@ def _read_parts(path: Path) -> dict[str, Part]:
         raise CheckpointError(
             f"{path.name} holds {strays[0]}, which belongs to none of its networks ({', '.join(prefixes.values())})."
         )
-    headers: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {prefix: {} for prefix in prefixes}
+    headers: dict[str, dict[str, HeaderEntry]] = {prefix: {} for prefix in prefixes}
     for name, entry in header.items():
         prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
         if prefix is not None:
             headers[prefix][name.removeprefix(prefix)] = entry
-    return {
-        kind: Part(
-            path,
-            prefix,
-            _packed_tensors(path, prefix, blocks, headers[prefix])
-            if blocks
-            else _tensors(path, prefix, headers[prefix]),
-        )
-        for prefix, kind in prefixes.items()
-    }
+    read = _blocks if packed else _tensors
+    return {kind: Part(path, prefix, read(path, prefix, headers[prefix])) for prefix, kind in prefixes.items()}
 
 
 def _check_magic(path: Path) -> None:
@@ -161,17 +144,15 @@ def _check_magic(path: Path) -> None:
         )
 
 
-def _packed_tensors(
-    path: Path, prefix: str, blocks: Mapping[str, GgufTensor], names: Iterable[str]
-) -> tuple[StoredTensor, ...]:
+def _blocks(path: Path, prefix: str, header: Header) -> tuple[StoredTensor, ...]:
     """Weights of a GGUF file. Some writers drop the pad tokens' axis of length 1."""
     tensors = []
-    for name in names:
-        found = blocks[prefix + name]
-        shape = (1, *found.shape) if name.endswith("_pad_token") and len(found.shape) == 1 else found.shape
-        tensors.append(
-            StoredTensor(prefix + name, path, shape, found.nbytes, packing=found.format, offset=found.offset)
-        )
+    for name, (number_format, shape, offset) in header.items():
+        stored = FORMATS[number_format]
+        size = math.prod(shape) // stored.run_values * stored.run_bytes
+        if name.endswith("_pad_token") and len(shape) == 1:
+            shape = (1, *shape)
+        tensors.append(StoredTensor(prefix + name, path, shape, size, offset, number_format))
     return tuple(tensors)
 
 
@@ -191,16 +172,19 @@ def _tensors(path: Path, prefix: str, header: Header) -> tuple[StoredTensor, ...
                 f"{path.name}: {prefix}{name} is {list(header[name][1])} of {header[name][0]} and should be one number."
             )
     tensors = []
-    for name, (number_format, shape) in header.items():
+    for name, (number_format, shape, offset) in header.items():
         if name in scales or name.endswith(".scale_input") or name == "scaled_fp8":
             continue
-        if number_format not in FORMATS:
-            raise CheckpointError(
-                f"{path.name} stores {prefix}{name} as {number_format}; only {', '.join(FORMATS)} are read here."
-            )
+        if number_format not in (*NUMBER_FORMATS, SCALED_FORMAT):
+            known = ", ".join((*NUMBER_FORMATS, SCALED_FORMAT))
+            raise CheckpointError(f"{path.name} stores {prefix}{name} as {number_format}; only {known} are read here.")
         scale = f"{name.removesuffix('weight')}scale_weight" if name.endswith(".weight") else ""
         if number_format == SCALED_FORMAT and "scaled_fp8" in header and scale not in scales:
             raise CheckpointError(f"{path.name} is marked as scaled fp8 and has no scale for {prefix}{name}.")
-        size = math.prod(shape) * FORMATS[number_format]
-        tensors.append(StoredTensor(prefix + name, path, shape, size, prefix + scale if scale in scales else None))
+        size = math.prod(shape) * FORMATS[number_format].run_bytes
+        factor = None
+        if scale in scales:
+            form, _, place = header[scale]
+            factor = StoredTensor(prefix + scale, path, (1,), NUMBER_FORMATS[form].run_bytes, place, form)
+        tensors.append(StoredTensor(prefix + name, path, shape, size, offset, number_format, factor))
     return tuple(tensors)

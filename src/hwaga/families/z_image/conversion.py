@@ -24,8 +24,9 @@ from hwaga.families.z_image.single_files import (
 )
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
-from hwaga.weights.checkpoint import Blueprint, FusedLinear, StoredTensor, read_config, stored_tensors, weight_files
+from hwaga.weights.checkpoint import Blueprint, read_config, weight_files
 from hwaga.weights.conversion import Conversion, NetworkTargets, Rows, Target
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import (
     AUTOENCODER,
     Z_IMAGE_ORIGINAL,
@@ -35,6 +36,7 @@ from hwaga.weights.layouts import (
     z_image_transformer,
 )
 from hwaga.weights.shards import SHARD_BYTES
+from hwaga.weights.stored import StoredTensor, stored_tensors
 
 LAYOUTS = ("diffusers", "comfyui")
 
@@ -179,6 +181,8 @@ def _targets(network: _Network, layout: str, pattern: str | None, *, whole: bool
     rows: dict[str, dict[int, Rows]] = {}
     owners: dict[str, str] = {}
     for stored in network.stored:
+        if stored.parts:
+            raise CheckpointError(f"{stored.file} is in {stored.number_format} already. Convert the original.")
         ours, place = everything.target(stored.name) or ("", 0)
         if network.layout.target(stored.name) is None:
             useful = (kept_names and not ours.endswith("inv_freq")) or re.match(r"layers\.|norm\.weight$", ours)

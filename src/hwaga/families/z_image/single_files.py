@@ -156,7 +156,7 @@ def _text_encoder(part: Part) -> FoundNetwork[TextEncoderConfig, Qwen3Encoder]:
     spelling = llama_cpp_qwen3 if "blk.0.attn_q_norm.weight" in part.names else qwen3_encoder
     # Read with a layout that leaves nothing out, since the first layer may also be the last one there is.
     shapes = _Shapes(part, spelling(layers + 1).below(part.prefix))
-    vocabulary, hidden = shapes.of("embed_tokens", 2)
+    vocabulary, hidden = shapes.of("embed_tokens.weight", 2)
     if not any(re.fullmatch(r"(?:(?:model\.)?|output_)norm\.weight", name) for name in part.names):
         layers += 1  # a file without the final norm was cut off at the layer that is read
     layers = TEXT_ENCODER_LAYERS.get(hidden, layers)
