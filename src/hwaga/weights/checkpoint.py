@@ -23,7 +23,7 @@ from hwaga.errors import CheckpointError
 from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import Layout
 from hwaga.weights.packed import PackedLinear
-from hwaga.weights.quantize import PRECISIONS, Precision, QuantizedLinear
+from hwaga.weights.quantize import GROUP, PRECISIONS, Precision, QuantizedLinear
 from hwaga.weights.reader import Reader
 from hwaga.weights.row_table import RowTable
 from hwaga.weights.stored import FORMATS, StoredTensor, stored_tensors
@@ -297,7 +297,7 @@ def _sources(
             found = places.get((name, index))
             if found is None:
                 missing.append(spellings[index])
-            elif found.shape != shape:
+            elif found.shape != shape and not (found.number_format == "int4" and _grouped(found.shape, shape)):
                 misshapen.append(f"{found.name} is {list(found.shape)} and should be {list(shape)}")
             else:
                 sources[name].append(found)
@@ -311,6 +311,11 @@ def _sources(
             f"{place} holds {listed(left_over)}, which the network of {described_by} has no place for."
         )
     return sources
+
+
+def _grouped(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a weight in int4, whose rows are filled up to whole groups, is of a shape."""
+    return len(wanted) == 2 and found == (wanted[0], -(-wanted[1] // GROUP) * GROUP)
 
 
 def _piece_rows(network: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,8 @@ A linear layer in fewer bits is stored as it is kept in memory. For a weight ``x
 
     x.weight_int8, x.weight_int8_scale               bytes [rows, width], and a bfloat16 scale [rows, 1]
     x.weight_fp8, x.weight_fp8_scale                 the same in e4m3
-    x.weight_int4, x.weight_int4_scale, …_int4_low   two codes a byte [rows, groups, 32], bfloat16 [rows, groups, 1]
+    x.weight_int4, x.weight_int4_scale, …_int4_low   two codes a byte [rows, groups of 64, 32], bfloat16 [rows, groups, 1];
+                                                     the last group is filled up with zeros
 
 The names say the format, so that a program that does not know it misses the weight, and does not take the codes for weights.
 """
@@ -73,13 +74,13 @@ class Target:
         ]
 
     def in_fewer_bits(self, precision: str | None) -> bool:
-        """Rows that do not come out even stay in bfloat16; no published model has any."""
-        return precision is not None and self.quantised and self.shape[1] % (GROUP if precision == "int4" else 2) == 0
+        """Rows of an odd number of bytes stay in bfloat16, since numbers behind them would lie askew; no model has any."""
+        return precision is not None and self.quantised and (precision == "int4" or self.shape[1] % 2 == 0)
 
 
 def stored_form(name: str, rows: int, width: int, precision: str) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     """Number formats and shapes by the names of the tensors that stand for a weight in fewer bits."""
-    codes, groups = _CODES[precision], width // GROUP
+    codes, groups = _CODES[precision], -(-width // GROUP)
     if precision == "int4":
         scales = (torch.bfloat16, (rows, groups, 1))
         return {
