@@ -24,7 +24,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 from damage import READERS, fuzz
 
-BATCH = 2000
+BATCH = 5000
 
 
 def main() -> None:
@@ -48,9 +48,8 @@ def main() -> None:
             if done.returncode != 0:
                 faults.append({"reader": reader, "seed": chosen.seed * 10_000 + number, "error": done.stderr[-3000:]})
                 continue
-            count, *lines = done.stdout.split("\n")
-            inputs += int(count)
-            answers.update({name: int(times) for name, times in (line.split() for line in lines if line)})
+            inputs += BATCH
+            answers.update({name: int(times) for name, times in map(str.split, done.stdout.splitlines())})
         readers[reader] = {"inputs": inputs, "answers": dict(sorted(answers.items()))}
         print(reader, readers[reader], flush=True)
     figures: dict[str, Any] = {
@@ -72,8 +71,7 @@ def run_batch(reader: str, seed: int, memory_mib: int) -> None:
         limit = pages * resource.getpagesize() + memory_mib * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         found = fuzz(reader, BATCH, seed, Path(folder))
-    print(found.inputs)
-    for name, times in found.answers.items():
+    for name, times in found.items():
         print(name, times)
 
 

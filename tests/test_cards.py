@@ -570,3 +570,9 @@ def test_unknown_aspect() -> None:
         with pytest.raises(SizeError) as caught:
             card.size_of(aspect)
         assert f"has no aspect {aspect!r}. It has 1:1, 3:4, 4:3, 16:9, 9:16." in str(caught.value)
+
+
+def test_lists_in_lists_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text("name = " + 3000 * "[")
+    with pytest.raises(CardError, match="cannot be read"):
+        ModelCard.read(tmp_path / "card.toml")

@@ -195,7 +195,7 @@ class ModelCard:
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise CardError(f"The model card {path} cannot be read: {error}.") from error
         try:
             return _card(Table(values, ""), path.parent)

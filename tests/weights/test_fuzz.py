@@ -10,7 +10,6 @@ from damage import READERS, fuzz
 
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_files_are_read_or_refused(reader: str, tmp_path: Path) -> None:
-    found = fuzz(reader, 1000, 1, tmp_path)
-    assert found.inputs >= 900
-    assert found.answers["read"] > 10, "nothing but damage teaches nothing"
-    assert len(found.answers) > 1
+    found = fuzz(reader, 1500, 1, tmp_path)
+    assert found["read"] > 30, "nothing but damage teaches nothing"
+    assert len(found) > 1
