@@ -32,7 +32,12 @@ def built_in_cards(models: Path) -> dict[str, ModelCard]:
     """
     cards = [ModelCard.read(path) for path in sorted((ASSETS / "cards").glob("*.toml"), key=lambda path: path.stem)]
     bundled = ModelCard.read(ASSETS / "mini" / CARD_FILE)
-    return {card.name: card for card in (bundled, *(replace(card, folder=models / card.name) for card in cards))}
+    return {card.name: card for card in (bundled, *(_moved(card, models / card.name) for card in cards))}
+
+
+def _moved(card: ModelCard, folder: Path) -> ModelCard:
+    """The card with its files in another folder."""
+    return replace(card, folder=folder, files=tuple(folder / file.relative_to(card.folder) for file in card.files))
 
 
 def find_card(model: str | Path, models: Path) -> ModelCard:
