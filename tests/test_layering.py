@@ -45,11 +45,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "kernels": FOUNDATION,
     "sampling": FOUNDATION,
     "weights": FOUNDATION,
-    "families": FOUNDATION | {"weights", "sampling", "kernels"},
+    "families": FOUNDATION | {"weights", "sampling", "kernels", "memory"},  # of memory, what a plan is asked with
     "tokens": FOUNDATION | {"families"},  # the families' tokenizers for those that run without torch
     "memory": FOUNDATION | {"kernels"},
     "prompt": FOUNDATION,
-    "engine": FOUNDATION | {"prompt", "families", "memory", "weights", "sampling", "kernels"},
+    "resolve": FOUNDATION | {"prompt", "families", "weights"},
+    "placement": FOUNDATION | {"families", "memory"},
+    "engine": FOUNDATION | {"prompt", "families", "memory", "weights", "sampling", "kernels", "resolve", "placement"},
     "__init__": FOUNDATION | {"prompt", "engine"},  # the public names
     "convert": FOUNDATION | {"families", "weights"},
     "server": FOUNDATION | {"__init__", "prompt", "tokens", "memory", "engine"},

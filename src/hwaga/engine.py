@@ -44,11 +44,6 @@ from hwaga.weights.verified import Verified
 FULL = "full"
 AUTO = "auto"
 
-LORA_GROWTH = 2
-"""A LoRA takes at most about so many times its file on the device: of layers that are one product here and several in the file,
-each part is widened to the whole by zeros.
-"""
-
 
 class Engine:
     """One model, ready to make pictures. Text-to-image and image-to-image share every weight.
@@ -268,8 +263,8 @@ class Engine:
         """Brings weights to where the jobs' plan wants them."""
         pictures = [job.picture for job in jobs]
         steps = max(len(job.schedule) for job in jobs) - 1
-        files = {lora.file for job in jobs for lora in job.loras}
-        extra = sum(LORA_GROWTH * file.stat().st_size for file in files)
+        loras = {tuple((lora.file, lora.weight) for lora in job.loras) for job in jobs}
+        extra = sum(placement.model.new_bytes(each) for each in loras)
         try:
             return placement.fit(pictures, steps, extra)
         except DoesNotFitError as error:

@@ -28,7 +28,8 @@ class Attempt(Protocol):
 
 
 STEP = 64 * 2**20
-"""Budgets are rounded down to a multiple of this, so that blocks don't come and go with every change of a few MiB."""
+"""Budgets are rounded down and what is kept is rounded up to a multiple of this, so that
+blocks don't come and go with every change of a few MiB."""
 
 LESS = 512 * 2**20
 """What a second plan does without, where the first one ran out of memory that was said to be there."""
@@ -151,7 +152,8 @@ class Placement:
         trim_host_memory()
 
     def _made(self, pictures: Sequence[Picture], steps: int, extra: int, found: Budget) -> Plan:
-        return plan(self.model.demand(pictures, steps, self.model.kept_bytes + extra), found)
+        kept = -(-(self.model.kept_bytes + extra) // STEP) * STEP
+        return plan(self.model.demand(pictures, steps, kept), found)
 
     def _apply(self, made: Plan, progress: Progress | None) -> None:
         told = None if progress is None else _counted(self.model, made, progress)

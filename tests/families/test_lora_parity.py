@@ -50,7 +50,7 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def ours(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Draw:
     """Draws with LoRAs; gives pixels in [0, 1], not rounded to 8 bits."""
-    model = cast(ZImageModel, engine._model)
+    model = cast(ZImageModel, engine._opened().model)
     decode, pictures = model.decode_latents, list[Tensor]()
 
     def recorded(latents: Tensor) -> Tensor:

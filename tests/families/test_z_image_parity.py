@@ -66,7 +66,7 @@ class Pair:
 
     @property
     def model(self) -> ZImageModel:
-        return cast(ZImageModel, self.engine._model)
+        return cast(ZImageModel, self.engine._opened().model)
 
 
 @pytest.fixture(scope="module", params=[*CONFIGS, "mini"])

@@ -76,6 +76,9 @@ class Model(Protocol):
     def kept_bytes(self) -> int:
         """Of the device, for whatever is kept in case it is used again."""
 
+    def new_bytes(self, loras: Sequence[tuple[Path, float]]) -> int:
+        """About the most that ``adapters`` would take of the device for them, beside what is kept."""
+
     def demand(self, pictures: Sequence[Picture], steps: int, kept: int) -> Demand:
         """What a batch asks of memory.
 

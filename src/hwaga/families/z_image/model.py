@@ -106,6 +106,9 @@ class ZImageModel:
     def kept_bytes(self) -> int:
         return self.loras.kept.nbytes + self.captions.nbytes
 
+    def new_bytes(self, loras: Sequence[tuple[Path, float]]) -> int:
+        return self.loras.new_bytes(loras)
+
     def demand(self, pictures: Sequence[Picture], steps: int, kept: int) -> Demand:
         sizes = []
         for name, (rest, blocks) in self.parts.items():
