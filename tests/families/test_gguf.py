@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -21,12 +23,15 @@ from single_files import (
 )
 from torch import Tensor, nn
 
-from hwaga import Engine, ImageRequest
+from hwaga import Engine, ImageRequest, Settings
 from hwaga.errors import CheckpointError
 from hwaga.families.z_image.model import IN_TEXT_ENCODER, IN_TRANSFORMER
 from hwaga.families.z_image.single_files import SingleFiles
+from hwaga.weights.gguf_file import read_gguf
 from hwaga.weights.packed import PackedLinear
 from hwaga.weights.quantize import PRECISIONS, QuantizedLinear
+from hwaga.weights.reader import Reader
+from hwaga.weights.unit import Unit
 
 REQUEST = ImageRequest("a red apple on a yellow background", seed=3, steps=2, width=256, height=256)
 
@@ -119,11 +124,7 @@ def weights(
     return values, layers
 
 
-def _fill(unit: object) -> None:
-    from contextlib import closing
-
-    from hwaga.weights.reader import Reader
-
+def _fill(unit: Unit) -> None:
     memory = torch.empty(unit.nbytes, dtype=torch.uint8)
     with closing(Reader(torch.device("cpu"))) as reader:
         unit.bring(memory, reader)
@@ -190,8 +191,6 @@ def test_another_precision_is_made_of_the_blocks(source: Path, original: dict[st
 
 def test_scales_that_are_no_numbers(source: Path, original: dict[str, StateDict], tmp_path: Path) -> None:
     packed, _ = write(tmp_path, source, original, "Q8_0")
-    from hwaga.weights.gguf_file import read_gguf
-
     place = read_gguf(packed / "0.gguf").tensors["layers.1.feed_forward.w1.weight"].offset
     data = bytearray((packed / "0.gguf").read_bytes())
     data[place : place + 2] = b"\x00\x7e"
@@ -206,3 +205,23 @@ def test_what_is_missing_is_named(source: Path, original: dict[str, StateDict], 
     write_gguf(packed / "1.gguf", cut, mixture("Q8_0"), "qwen3")
     with pytest.raises(CheckpointError, match=r"lacks blk\.1\.ffn_up\.weight"):
         Engine.open(packed, device="cpu")
+
+
+def test_loras_run_beside_the_blocks(source: Path, original: dict[str, StateDict], tmp_path: Path) -> None:
+    packed, plain = write(tmp_path, source, original, "Q8_0", "Q4_0")
+    chosen = Settings(data_dir=str(tmp_path / "data"))
+    chosen.loras.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(5)
+    pairs = {"attention.to_k": (256, 256), "feed_forward.w2": (256, 682)}
+    lora = {}
+    for layer, (rows, width) in pairs.items():
+        name = f"diffusion_model.layers.1.{layer}"
+        width = original["transformer"][f"layers.1.{layer}.weight"].shape[1] if "w2" in layer else width
+        lora[f"{name}.lora_A.weight"] = torch.randn(4, width, generator=generator)
+        lora[f"{name}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) / 50
+    save_file(lora, chosen.loras / "mine.safetensors")
+    pictures = []
+    for folder, loras in ((packed, ["mine:0.8"]), (plain, ["mine:0.8"]), (plain, [])):
+        with Engine.open(folder, device="cpu", settings=chosen) as engine:
+            pictures.append(engine.generate(replace(REQUEST, loras=loras)).image.tobytes())
+    assert pictures[0] == pictures[1] != pictures[2]
