@@ -58,7 +58,14 @@ def _safetensors() -> list[bytes]:
         "a.weight": torch.ones(2, 2).to(torch.float8_e4m3fn),
         "a.scale_weight": torch.ones(1),
     }
-    return [save(tensors), save({**tensors, **scaled}, metadata={"format": "pt"}), save({})]
+    fewer = {
+        "a.weight_int8": torch.ones(2, 8, dtype=torch.int8),
+        "a.weight_int8_scale": torch.ones(2, 1).bfloat16(),
+        "b.weight_int4": torch.ones(2, 1, 32, dtype=torch.uint8),
+        "b.weight_int4_scale": torch.ones(2, 1, 1).bfloat16(),
+        "b.weight_int4_low": torch.ones(2, 1, 1).bfloat16(),
+    }
+    return [save(tensors), save({**tensors, **scaled}, metadata={"format": "pt"}), save(fewer), save({})]
 
 
 def _gguf() -> list[bytes]:

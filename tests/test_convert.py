@@ -425,6 +425,12 @@ def test_nothing_is_rounded_twice(whole: Path, tmp_path: Path) -> None:
         planned(made, tmp_path / "again", "bf16")
 
 
+def regrouped(tensors: StateDict) -> StateDict:
+    """As many codes in smaller groups."""
+    factors = {f"{NAME}{ending}": tensors[f"{NAME}{ending}"].repeat(1, 2, 1) for ending in ("_scale", "_low")}
+    return factors | {NAME: tensors[NAME].reshape(256, 8, 16)}
+
+
 NAME = "layers.1.attention.to_k.weight_int4"
 
 
@@ -435,6 +441,7 @@ NAME = "layers.1.attention.to_k.weight_int4"
         (lambda tensors: tensors.update({f"{NAME}_low": torch.zeros(2, 2, 1).bfloat16()}), "with what belongs to it"),
         (lambda tensors: tensors.update({NAME: tensors[NAME][:, :1].contiguous()}), "with what belongs to it"),
         (lambda tensors: tensors.update({NAME: tensors[NAME].view(torch.int8)}), "with what belongs to it"),
+        (lambda tensors: tensors.update(regrouped(tensors)), "with what belongs to it"),
         (lambda tensors: tensors.pop(NAME), "lacks layers.1.attention.to_k.weight"),
         (lambda tensors: tensors[f"{NAME}_scale"].fill_(torch.nan), "has a scale that is NaN"),
         (lambda tensors: tensors[f"{NAME}_low"].fill_(torch.inf), "has a scale that is NaN"),

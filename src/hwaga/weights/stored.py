@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hwaga.errors import CheckpointError
 from hwaga.weights.block_formats import BLOCK_FORMATS, BlockFormat
+from hwaga.weights.quantize import GROUP
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def _in_fewer_bits(path: Path, header: dict[str, HeaderEntry]) -> list[StoredTen
             grouped = precision == "int4"
             wanted = (*shape[:-1], 1) if grouped else (*shape[:1], 1)
             sound = codes is not None and codes.number_format == codes_format and len(shape) == (3 if grouped else 2)
+            sound = sound and (not grouped or shape[2] == GROUP // 2)
             if not sound or any(f is None or f.shape != wanted or f.number_format != "BF16" for f in factors):
                 raise CheckpointError(f"{path.name} does not hold {name} with what belongs to it. Write it anew.")
             parts = tuple(
