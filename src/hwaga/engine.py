@@ -19,20 +19,18 @@ from hwaga.cards import ModelCard
 from hwaga.errors import (
     CardError,
     CheckpointError,
-    DeviceError,
-    DeviceMemoryError,
     DoesNotFitError,
     LoraError,
     ModelError,
     RequestError,
 )
 from hwaga.families import find_family
-from hwaga.families.family import Model, Picture, Progress
+from hwaga.families.family import Model, Progress
+from hwaga.forecast import FULL, INSTEAD, choose, default_picture, precisions, what_would_fit
 from hwaga.memory.budget import process_memory
-from hwaga.memory.device import find_device, peak_allocated, reset_peak
+from hwaga.memory.device import peak_allocated, reset_peak
 from hwaga.memory.plan import Plan
 from hwaga.memory.trim import trim_host_memory
-from hwaga.model_lookup import find_card
 from hwaga.placement import Attempt, Caps, Placement
 from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
 from hwaga.resolve import Job, Resolver
@@ -40,9 +38,6 @@ from hwaga.sampling.euler import euler
 from hwaga.settings import Settings, bytes_of
 from hwaga.weights.lora import LoraFile
 from hwaga.weights.verified import Verified
-
-FULL = "full"
-AUTO = "auto"
 
 
 class Engine:
@@ -102,6 +97,7 @@ class Engine:
             ModelError: the model is unknown, not there, or damaged.
             DeviceError: this machine has no such device, or the model does not run in that format.
             DoesNotFitError: not even one picture of the default size fits the memory.
+            DeviceMemoryError: memory ran out while weights were brought in, which were planned to fit.
         """
         settings = settings or Settings.read()
         card, chosen_device, chosen_dtype = choose(
@@ -131,15 +127,11 @@ class Engine:
                 _check_preview(card, opened)
                 try:
                     placement.fit([default_picture(card)], card.steps, progress=progress)
-                except DoesNotFitError:
+                except DoesNotFitError as error:
                     if way == ways[-1]:
-                        raise
+                        advice = INSTEAD[chosen_device.type]
+                        raise DoesNotFitError(f"{error} {advice}", needed=error.needed) from None
                     continue
-                except torch.OutOfMemoryError as error:
-                    raise DeviceMemoryError(
-                        f"{chosen_device} ran out of memory while weights were brought in, which were planned to fit. Close "
-                        "what else uses it, or give less with --vram."
-                    ) from error
                 undo.pop_all()
             trim_host_memory()
             return cls(card, placement, chosen_dtype, way, settings)
@@ -208,7 +200,7 @@ class Engine:
             conditionings = [
                 encoded[prompts.index((tuple(job.token_ids), own))] for job, own in zip(jobs, adapters, strict=True)
             ]
-            latents = [attempt(partial(self._start, placement, job)) for job in jobs]
+            latents = [attempt(partial(self._start, model, job, attempt)) for job in jobs]
             began = self._now()
 
             shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
@@ -225,7 +217,7 @@ class Engine:
                 waited += time.perf_counter() - left
         denoised = self._now()
 
-        images = [attempt(partial(self._picture, placement, latent)) for latent in latents]
+        images = [attempt(partial(self._picture, model, latent, attempt)) for latent in latents]
         timings = Timings(began - start, denoised - began - waited, self._now() - denoised)
         trim_host_memory()
         yield [
@@ -268,25 +260,12 @@ class Engine:
         try:
             return placement.fit(pictures, steps, extra)
         except DoesNotFitError as error:
-            raise DoesNotFitError(
-                f"{error} {self._what_would_fit(placement, pictures, steps)}", needed=error.needed
-            ) from None
+            smaller = what_would_fit(self.card, pictures, lambda fewer: placement.would_fit(fewer, steps))
+            raise DoesNotFitError(f"{error} {smaller or INSTEAD[self.device.type]}", needed=error.needed) from None
 
-    def _what_would_fit(self, placement: Placement, pictures: Sequence[Picture], steps: int) -> str:
-        """What could be asked for instead, for messages."""
-        for fewer in range(len(pictures) - 1, 0, -1):
-            if placement.would_fit(pictures[:fewer], steps):
-                return f"{fewer} of these pictures at a time would fit."
-        sizes = sorted(self.card.aspects.items(), key=lambda each: each[1][0] * each[1][1], reverse=True)
-        for name, (width, height) in sizes:
-            smaller = Picture(width, height, pictures[0].tokens, pictures[0].source)
-            if width * height < pictures[0].width * pictures[0].height and placement.would_fit([smaller], steps):
-                return f"One picture of {width}x{height} ({name}) would fit."
-        return "Give more memory with --vram, keep weights in fewer bits with --precision int8, or use the CPU."
-
-    def _start(self, placement: Placement, job: Job) -> Tensor:
+    def _start(self, model: Model, job: Job, attempt: Attempt) -> Tensor:
         """Latents at the first sigma of the job's schedule."""
-        model, request, sigma = placement.model, job.request, job.schedule[0].item()
+        request, sigma = job.request, job.schedule[0].item()
         # Noise comes from the CPU's generator, so that a seed means the same on every device and in every batch.
         generator = torch.Generator("cpu").manual_seed(job.seed)
         if request.source is None:
@@ -294,11 +273,11 @@ class Engine:
         pixels = _to_pixels(request.source.fitted(cast(int, request.width), cast(int, request.height), request.fit))
         # The reference samples the encoder's posterior, and spends the seed's first numbers on it.
         posterior = _noise(job.shape, generator).to(self.device) if request.steps_scale else None
-        latents = model.encode_pixels(pixels.to(self.device), posterior, placement.tile("source"))
+        latents = model.encode_pixels(pixels.to(self.device), posterior, attempt.tile("source"))
         return model.noised(latents, _noise(job.shape, generator).to(self.device), sigma)
 
-    def _picture(self, placement: Placement, latents: Tensor) -> Image.Image:
-        return _to_image(placement.model.decode_latents(latents, placement.tile("decode")))
+    def _picture(self, model: Model, latents: Tensor, attempt: Attempt) -> Image.Image:
+        return _to_image(model.decode_latents(latents, attempt.tile("decode")))
 
     def _preview(self, shown: list[Tensor]) -> Image.Image | None:
         if not shown or self.card.preview is None:
@@ -322,34 +301,6 @@ class Engine:
         )
 
 
-def choose(
-    model: str | Path | ModelCard, device: str | None, dtype: str | None, settings: Settings
-) -> tuple[ModelCard, torch.device, torch.dtype]:
-    """What ``Engine.open`` would open, and where; nothing is loaded. See there for the arguments and errors."""
-    card = model if isinstance(model, ModelCard) else find_card(model, settings.models)
-    chosen = find_device(device)
-    return card, chosen, find_dtype(dtype, find_family(card.family).dtypes, chosen.type)
-
-
-def precisions(card: ModelCard, precision: str) -> tuple[str, ...]:
-    """The ways to keep weights that ``Engine.open`` tries, in order.
-
-    Raises:
-        DeviceError: no such precision.
-    """
-    family = find_family(card.family)
-    offered = (AUTO, FULL, *family.precisions)
-    if precision not in offered:
-        raise DeviceError(f"The precision must be one of {', '.join(offered)}, not {precision!r}.")
-    return (FULL, *family.sound_precisions) if precision == AUTO else (precision,)
-
-
-def default_picture(card: ModelCard) -> Picture:
-    """What a model is planned for before there is a request: the default size, from as long a prompt as is usual."""
-    width, height = card.default_size
-    return Picture(width, height, card.limits.tokens)
-
-
 def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
     """Whether a file is a LoRA, and which models it fits. No weights of the models are read.
 
@@ -371,20 +322,6 @@ def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
         except (LoraError, ModelError) as error:  # a model that is half there fits nothing yet
             fits[card.name] = str(error)
     return fits
-
-
-def find_dtype(name: str | None, offered: Sequence[str], device: str) -> torch.dtype:
-    """A number format by name, or what suits a device.
-
-    Raises:
-        DeviceError: the model does not run in it.
-    """
-    if name is None:
-        name = "float32" if device == "cpu" else "bfloat16"
-    name = {"fp32": "float32", "bf16": "bfloat16"}.get(name, name)
-    if name not in offered:
-        raise DeviceError(f"The number format must be one of {', '.join(offered)}, not {name!r}.")
-    return cast(torch.dtype, getattr(torch, name))
 
 
 def _check_preview(card: ModelCard, model: Model) -> None:

@@ -79,14 +79,12 @@ class Resolver:
         if limit > ceiling:
             raise RequestError(f"max_tokens of {limit} is beyond {self.card.name}, which takes {ceiling} at most.")
         request = self._composed(request, limit)
-        steps = request.steps or self.card.steps
-        if steps > limits.max_steps:
-            raise RequestError(f"{self.card.name} takes {limits.max_steps} steps at most, not {steps}.")
+        steps = steps_of(request, self.card)
         strength = request.strength if request.image is not None else 1.0
         schedule = model.schedule(steps, strength, steps_scale=request.steps_scale and request.image is not None)
         if len(schedule) < 2 or schedule[0] <= 0:
             raise RequestError(f"A strength of {strength} leaves nothing to do. Raise it.")
-        width, height = self._size(request)
+        width, height = size_of(request, self.card, model)
         loras = LoraLibrary(self.settings.loras)
         found = [_find_lora(loras, lora, self.card) for lora in request.model_loras]
         resolved = request.replace(
@@ -130,35 +128,6 @@ class Resolver:
             ),
         )
 
-    def _size(self, request: ImageRequest) -> tuple[int, int]:
-        if request.aspect is not None:
-            size = self.card.size_of(request.aspect)
-        elif request.width is not None and request.height is not None:
-            size = request.width, request.height
-        elif request.source is not None:
-            size = request.source.size_rounded(math.lcm(self.card.limits.multiple, self.model.size_multiple))
-            try:
-                self.card.check_size(*size)
-            except SizeError:
-                picture = request.source.image
-                nearest = self.card.nearest_aspect(picture.width, picture.height)
-                raise SizeError(
-                    f"The picture is {picture.width}x{picture.height}, which {self.card.name} does not make, and no size was "
-                    f"given. Give an aspect or a size, and the picture is fitted to it. Nearest shape: {nearest}."
-                ) from None
-        else:
-            size = self.card.default_size
-        self.card.check_size(*size)
-        if size[0] % self.model.size_multiple or size[1] % self.model.size_multiple:
-            raise SizeError(
-                f"This checkpoint takes sides that are multiples of {self.model.size_multiple}, not {size[0]}x{size[1]}."
-            )
-        if max(size) > self.model.max_side:
-            raise SizeError(
-                f"This checkpoint has positions for sides of up to {self.model.max_side} pixels, not {max(size)}."
-            )
-        return size
-
 
 def _find_lora(library: LoraLibrary, lora: LoraUse, card: ModelCard) -> FoundLora:
     file = library.find(lora.name, card)
@@ -166,3 +135,40 @@ def _find_lora(library: LoraLibrary, lora: LoraUse, card: ModelCard) -> FoundLor
         return FoundLora(lora.name, lora.weight, file, file_digest([file]))
     except OSError as error:
         raise LoraError(f"The LoRA {file} cannot be read: {error.strerror}.") from error
+
+
+def steps_of(request: ImageRequest, card: ModelCard) -> int:
+    """How many steps a request comes to. Raises RequestError where the model does not take them."""
+    steps = request.steps or card.steps
+    if steps > card.limits.max_steps:
+        raise RequestError(f"{card.name} takes {card.limits.max_steps} steps at most, not {steps}.")
+    return steps
+
+
+def size_of(request: ImageRequest, card: ModelCard, model: Model) -> tuple[int, int]:
+    """Width and height that a request comes to. Raises SizeError where the model does not take them."""
+    if request.aspect is not None:
+        size = card.size_of(request.aspect)
+    elif request.width is not None and request.height is not None:
+        size = request.width, request.height
+    elif request.source is not None:
+        size = request.source.size_rounded(math.lcm(card.limits.multiple, model.size_multiple))
+        try:
+            card.check_size(*size)
+        except SizeError:
+            picture = request.source.image
+            nearest = card.nearest_aspect(picture.width, picture.height)
+            raise SizeError(
+                f"The picture is {picture.width}x{picture.height}, which {card.name} does not make, and no size was "
+                f"given. Give an aspect or a size, and the picture is fitted to it. Nearest shape: {nearest}."
+            ) from None
+    else:
+        size = card.default_size
+    card.check_size(*size)
+    if size[0] % model.size_multiple or size[1] % model.size_multiple:
+        raise SizeError(
+            f"This checkpoint takes sides that are multiples of {model.size_multiple}, not {size[0]}x{size[1]}."
+        )
+    if max(size) > model.max_side:
+        raise SizeError(f"This checkpoint has positions for sides of up to {model.max_side} pixels, not {max(size)}.")
+    return size

@@ -237,3 +237,10 @@ def test_sizes_are_read(text: str, size: tuple[int, int]) -> None:
 def test_other_sizes_are_not(text: str) -> None:
     with pytest.raises(SizeError):
         parse_size(text)
+
+
+def test_too_little_memory_is_refused(hwaga: Command) -> None:
+    said = hwaga.refused("text2image", "a fox", "--device", "cpu", "--ram", "64MiB")
+    assert "This needs" in said
+    assert "--vram" in hwaga.refused("text2image", "a fox", "--vram", "lots")
+    assert "--precision int8" in said

@@ -69,6 +69,22 @@ def test_from_a_start_to_an_end(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
+def test_workers_keep_to_what_they_are_given(tmp_path: Path) -> None:
+    arguments = ("--device", "cpu", "--precision", "int8", "--ram", "1MiB")
+    with serving(tmp_path / "log", *arguments) as (_, url), httpx2.Client(base_url=url, timeout=60) as client:
+        end = time.monotonic() + 60
+        while "This needs" not in (said := client.get("/health/ready").text):
+            assert time.monotonic() < end, said
+            time.sleep(0.05)
+    with serving(tmp_path / "log", *arguments[:4]) as (_, url), httpx2.Client(base_url=url, timeout=60) as client:
+        end = time.monotonic() + 60
+        while not (plans := client.get("/v1/plan").json()["data"]):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert plans[0]["precision"] == "int8"
+        assert {part["name"] for part in plans[0]["parts"] if part["quantized"]} >= {"denoiser", "text_encoder"}
+
+
 def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -78,6 +94,7 @@ def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyP
     assert "There is no model" in hwaga.refused("serve", "--model", "nothing")
     assert "`hwaga download z-image-turbo` fetches" in hwaga.refused("serve", "--model", "z-image-turbo", "--port", 0)
     assert "--keep-bytes must be a size" in hwaga.refused("serve", "--keep-bytes", "much")
+    assert "--vram (HWAGA_VRAM) must be a size" in hwaga.refused("serve", "--vram", "much")
     monkeypatch.delitem(sys.modules, "hwaga.server.api", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert "pip install 'hwaga[server]'" in hwaga.refused("serve")

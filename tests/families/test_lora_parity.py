@@ -53,8 +53,8 @@ def ours(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Draw:
     model = cast(ZImageModel, engine._opened().model)
     decode, pictures = model.decode_latents, list[Tensor]()
 
-    def recorded(latents: Tensor) -> Tensor:
-        pictures.append((decode(latents) / 2 + 0.5).clamp(0, 1))
+    def recorded(latents: Tensor, tile: int | None) -> Tensor:
+        pictures.append((decode(latents, tile) / 2 + 0.5).clamp(0, 1))
         return pictures[-1] * 2 - 1
 
     monkeypatch.setattr(model, "decode_latents", recorded)

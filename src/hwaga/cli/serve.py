@@ -13,10 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from hwaga.cli.console import print_result, say
+from hwaga.cli.generate import Precision
 from hwaga.errors import ServerError, SettingsError
 from hwaga.model_lookup import find_card
 from hwaga.server.store import SqliteStore
-from hwaga.settings import Settings, parse_bytes
+from hwaga.settings import Settings, bytes_of, parse_bytes
 
 keys = typer.Typer(name="keys", help="API keys of the server.", no_args_is_help=True)
 
@@ -37,6 +38,15 @@ def serve(
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32 (by default what suits the device).")] = None,
+    precision: Precision = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(help="Most that each worker may take of its GPU, such as 8GiB (HWAGA_VRAM, or what is free)."),
+    ] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option(help="Most that each worker may take of the machine's memory (HWAGA_RAM, or what is free)."),
+    ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Most jobs that may wait.")] = 1000,
     keep_days: Annotated[float, typer.Option(min=0, help="How long ended jobs and their pictures are kept.")] = 7,
     keep_bytes: Annotated[str, typer.Option(help="Most room for pictures: older ones go first.")] = "20 GiB",
@@ -46,6 +56,8 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP: Hwaga's own API, and that of OpenAI for images, below http://HOST:PORT/v1."""
     settings = Settings.read()
+    for name, given in (("vram", vram), ("ram", ram)):
+        bytes_of(name, given)
     card = find_card(model or settings.model, settings.models)
     try:
         room = parse_bytes(keep_bytes)
@@ -74,6 +86,9 @@ def serve(
                 store,
                 model=model or settings.model,
                 dtype=dtype or settings.dtype,
+                precision=precision or settings.precision,
+                vram=vram or settings.vram,
+                ram=ram or settings.ram,
                 devices=device or [settings.device],
                 keep_seconds=keep_days * 86400,
                 keep_bytes=room,

@@ -5,7 +5,7 @@ Swap never counts as memory to use: a generation that reaches it is slower than 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,9 @@ HOST_RESERVE = GIB // 2
 PINNED_SHARE = 0.5
 """Of the host's available memory that may be locked. The other half is the page cache's, which the rest is read through;
 what is locked cannot be taken back when another program needs memory."""
+
+STEP = 64 * 2**20
+"""Budgets are rounded down to a multiple of this, so that blocks don't come and go with every change of a few MiB."""
 
 UNKNOWN = 2**50
 """For memory that cannot be told: no limit."""
@@ -143,7 +146,8 @@ def budget(
     Args:
         device: "cuda", "mps" or "cpu".
         memory: of the device; None for the CPU, and for a GPU that is only thought of, which is then all the engine's.
-        host, process: None where they cannot be told; then the host does not set a limit.
+        host: None where it cannot be told; then it sets no limit.
+        process: None where it cannot be told, or has not started: then what it will take is not to be had for anything else.
         held: bytes of the device that the engine has already, for what it could let go of.
         pinned: bytes of the host that it has locked already.
         vram, ram: caps of what the process takes in all; ``ram`` is the host's whole memory for a GPU that is thought of.
@@ -152,6 +156,8 @@ def budget(
         HOST_BASE[device] if process is None else max(process.rss_anon - pinned - (held if device == "cpu" else 0), 0)
     )
     available = UNKNOWN if host is None else host.available + pinned + (held if device == "cpu" else 0)
+    if process is None:
+        available -= base
     if ram is not None:
         available = min(available, ram - base)
     if device == "cpu":
@@ -165,3 +171,16 @@ def budget(
     may_lock = max(int((available - HOST_RESERVE) * PINNED_SHARE), 0) if device == "cuda" else 0
     found = min(limits, default=0)
     return Budget(device, max(int(found * (1 - DEVICE_RESERVE_SHARE)) - DEVICE_RESERVE, 0), may_lock, base)
+
+
+def rounded(found: Budget) -> Budget:
+    """A budget in whole steps."""
+    return replace(
+        found, device_bytes=found.device_bytes // STEP * STEP, pinned_bytes=found.pinned_bytes // STEP * STEP
+    )
+
+
+def cap_for(device_bytes: int) -> int:
+    """The smallest cap of a GPU that leaves so much for weights and work, to a hundredth of a GiB above."""
+    least = int((-(-device_bytes // STEP) * STEP + DEVICE_RESERVE) / (1 - DEVICE_RESERVE_SHARE)) + CONTEXT
+    return -(-least * 100 // GIB) * GIB // 100 + 1

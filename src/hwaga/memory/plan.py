@@ -10,15 +10,17 @@ Weights lie in units: the blocks of a part, and what is outside of its blocks. A
 What is away comes back from page-locked memory of the host while that lasts, and from the files beyond it.
 
 A plan fits for certain or there is none. Of those that fit, the one with the whole picture decoded at once is taken before
-one with tiles, and then the one that moves the fewest bytes. More memory therefore never makes a worse plan.
+one with tiles, larger tiles before smaller ones, and then the one that moves the fewest bytes. More memory therefore never
+makes a worse plan in this order. All plans are looked at: a few thousand.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 from hwaga.errors import DoesNotFitError
 
@@ -121,6 +123,8 @@ class PartPlan:
 
     Attributes:
         mode: "resident", "streamed" or "turn"; see the module's docstring.
+        blocks: how many it has.
+        quantized: its large weights are kept in fewer bits.
         stays: blocks that never leave.
         pinned: of those that do, the ones that come back from page-locked memory; the others come from the files.
         rest_pinned: the same of what is outside of the blocks, where that leaves.
@@ -133,6 +137,8 @@ class PartPlan:
 
     name: str
     mode: str
+    blocks: int
+    quantized: bool
     stays: tuple[int, ...]
     pinned: tuple[int, ...]
     rest_pinned: bool
@@ -142,6 +148,15 @@ class PartPlan:
     moved_bytes: int
     pinned_bytes: int
     reason: str
+
+    @property
+    def source(self) -> str:
+        """What the weights that leave come back from: "pinned", "files" or "pinned and files"; "" if none leave."""
+        if self.mode == "resident":
+            return ""
+        locked = bool(self.pinned) or self.rest_pinned
+        filed = len(self.stays) + len(self.pinned) < self.blocks or (self.mode == "turn" and not self.rest_pinned)
+        return " and ".join(name for name, some in (("pinned", locked), ("files", filed)) if some)
 
 
 @dataclass(frozen=True)
@@ -217,15 +232,36 @@ class Plan:
     def peak_ram_bytes(self) -> int:
         return max(self.ram_bytes(phase) for phase in self.phases)
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values: bytes, and fields by the names that they have here."""
+        return {
+            "peak_vram_bytes": self.peak_vram_bytes,
+            "peak_ram_bytes": self.peak_ram_bytes,
+            "moved_bytes": self.moved_bytes,
+            "pinned_bytes": self.pinned_bytes,
+            "budget": asdict(self.budget),
+            "parts": [asdict(part) | {"source": part.source} for part in self.parts],
+            "phases": [
+                asdict(phase) | {"peak_vram_bytes": self.vram_bytes(phase), "peak_ram_bytes": self.ram_bytes(phase)}
+                for phase in self.phases
+            ],
+        }
+
 
 @dataclass(frozen=True)
 class _Choice:
-    """How much of a part stays."""
+    """How much of a part stays.
+
+    Attributes:
+        steps: of the demand.
+        uses: phases that the part is brought in for.
+    """
 
     size: PartSize
     stays: tuple[int, ...]
     rest_stays: bool
     steps: int
+    uses: int
 
     @cached_property
     def away(self) -> list[int]:
@@ -252,9 +288,14 @@ class _Choice:
         return self.slots * self.slot_bytes + self.size.rest * (not self.rest_stays) + self.size.filling
 
     @cached_property
+    def passes(self) -> int:
+        """How often each block that is away comes in a phase. Where each has a slot of its own, it stays there."""
+        return self.steps if self.size.each_step and len(self.away) > SLOTS else 1
+
+    @cached_property
     def moved(self) -> int:
-        passes = self.steps if self.size.each_step else 1
-        return sum(self.size.blocks[i] for i in self.away) * passes + self.size.rest * (not self.rest_stays)
+        away = sum(self.size.blocks[i] for i in self.away) * self.passes + self.size.rest * (not self.rest_stays)
+        return away * self.uses
 
 
 @lru_cache(maxsize=64)
@@ -264,36 +305,75 @@ def plan(demand: Demand, budget: Budget) -> Plan:
     Raises:
         DoesNotFitError: there is none. Its ``needed`` is the smallest budget of the device that there would be one for.
     """
-    least = [_choices(part, demand.steps)[-1] for part in demand.parts]
-    work = _work(demand, budget, least)
-    fits = None
-    cost = None
-    for choice in _combinations(demand):
-        if cost is not None and sum(part.moved for part in choice) >= cost:
-            continue
-        if _fits(choice, work, demand, budget):
-            fits, cost = choice, sum(part.moved for part in choice)
-            if cost == 0:
+    floors = {phase.part: 0 for phase in demand.phases}
+    for phase in demand.phases:
+        floors[phase.part] = max(floors[phase.part], min(way.nbytes for way in phase.work))
+    unowned = max((floors[part] for part in floors.keys() - {part.name for part in demand.parts}), default=0)
+    # Of each choice: what it takes at any time, in its phases at least besides, and its price. Most choices end here.
+    options = [
+        [(choice.stays_bytes, choice.brought + floors[part.name] if part.name in floors else 0, choice.moved, choice)
+         for choice in _choices(part, demand)]
+        for part in demand.parts
+    ]  # fmt: skip
+    best: tuple[int, int] | None = None
+    found: tuple[Sequence[_Choice], Sequence[int]] = (), ()
+    needed, least = None, []
+    for chosen in itertools.product(*options):
+        taken, peak, moved = demand.kept, unowned, 0
+        for stays, floor, price, _ in chosen:
+            taken, moved = taken + stays, moved + price
+            peak = max(peak, floor)
+        if taken + peak > budget.device_bytes:
+            if needed is None or taken + peak < needed:
+                needed, least = taken + peak, [each[3] for each in chosen]
+        elif best is None or (0, moved) < best:
+            parts = [each[3] for each in chosen]
+            ways = _ways(demand, parts, budget.device_bytes - taken)
+            if best is None or (sum(ways), moved) < best:
+                best, found = (sum(ways), moved), (parts, ways)
+            if best == (0, 0):
                 break
-    assert fits is not None, "the least of all choices fits, or _work would have refused"
-    return _written(demand, budget, fits, work)
+    if best is None:
+        assert needed is not None, "what does not fit would fit in more"
+        raise DoesNotFitError(_refusal(demand, budget, needed, least), needed=needed)
+    return _written(demand, budget, *found)
 
 
-def _combinations(demand: Demand) -> Iterator[tuple[_Choice, ...]]:
-    """All choices, from everything that stays to nothing that does. A part that comes as a whole is the last to move."""
-    return itertools.product(*(_choices(part, demand.steps) for part in demand.parts))
-
-
-def _choices(part: PartSize, steps: int) -> list[_Choice]:
-    """What may stay of a part, from all to nothing."""
-    if not part.blocks:
-        return [_Choice(part, (), stays, steps) for stays in (True, False)]
-    order = leaving_order(len(part.blocks))
+def _ways(demand: Demand, parts: Sequence[_Choice], room: int) -> list[int]:
+    """The best way to do each phase in what the weights that stay leave, by its place."""
+    brought = {part.size.name: part.brought for part in parts}
     return [
-        _Choice(part, tuple(sorted(order[count:])), True, steps)
-        for count in range(len(order) + 1)
-        if count != 1  # one block in one slot takes as much memory as if it stayed
+        next(way for way, work in enumerate(phase.work) if brought.get(phase.part, 0) + work.nbytes <= room)
+        for phase in demand.phases
     ]
+
+
+def _refusal(demand: Demand, budget: Budget, needed: int, parts: Sequence[_Choice]) -> str:
+    brought = {part.size.name: part.brought for part in parts}
+    worst = max(
+        demand.phases, key=lambda phase: brought.get(phase.part, 0) + min(work.nbytes for work in phase.work)
+    ).name
+    return (
+        f"This needs {needed / 2**30:.2f} GiB at least (to {VERBS.get(worst, worst)}), and there are "
+        f"{max(budget.device_bytes, 0) / 2**30:.2f}."
+    )
+
+
+VERBS = {
+    "text": "read the prompt",
+    "caption": "read the prompt",
+    "source": "read the picture",
+    "load": "read the weights",
+}
+
+
+def _choices(part: PartSize, demand: Demand) -> list[_Choice]:
+    """What may stay of a part, from all to nothing. What lies outside of the blocks leaves where there are none."""
+    uses = sum(phase.part == part.name for phase in demand.phases)
+    if not part.blocks:
+        return [_Choice(part, (), stays, demand.steps, uses) for stays in (True, False)]
+    order = leaving_order(len(part.blocks))
+    return [_Choice(part, tuple(sorted(order[count:])), True, demand.steps, uses) for count in range(len(order) + 1)]
 
 
 def leaving_order(count: int) -> list[int]:
@@ -312,41 +392,7 @@ def leaving_order(count: int) -> list[int]:
     return order + [block for block in range(count) if block not in order]
 
 
-def _work(demand: Demand, budget: Budget, least: Sequence[_Choice]) -> list[Work]:
-    """The best way to do each phase that fits with as few weights as can be."""
-    stays = sum(part.stays_bytes for part in least) + demand.kept
-    chosen, needed, worst = [], 0, ""
-    for phase in demand.phases:
-        brought = next((part.brought for part in least if part.size.name == phase.part), 0)
-        fitting = [way for way in phase.work if stays + brought + way.nbytes <= budget.device_bytes]
-        smallest = stays + brought + min(way.nbytes for way in phase.work)
-        if smallest > needed:
-            needed, worst = smallest, phase.name
-        chosen.append((fitting or phase.work)[0])
-    if needed > budget.device_bytes:
-        raise DoesNotFitError(
-            f"This needs {needed / 2**30:.2f} GiB at least (to {VERBS.get(worst, worst)}), and there are "
-            f"{max(budget.device_bytes, 0) / 2**30:.2f}.",
-            needed=needed,
-        )
-    return chosen
-
-
-VERBS = {
-    "text": "read the prompt",
-    "caption": "read the prompt",
-    "source": "read the picture",
-    "load": "read the weights",
-}
-
-
-def _fits(parts: Sequence[_Choice], work: Sequence[Work], demand: Demand, budget: Budget) -> bool:
-    room = budget.device_bytes - demand.kept - sum(part.stays_bytes for part in parts)
-    brought = {"": 0, **{part.size.name: part.brought for part in parts}}
-    return all(way.nbytes + brought[phase.part] <= room for phase, way in zip(demand.phases, work, strict=True))
-
-
-def _written(demand: Demand, budget: Budget, chosen: Sequence[_Choice], work: Sequence[Work]) -> Plan:
+def _written(demand: Demand, budget: Budget, chosen: Sequence[_Choice], ways: Sequence[int]) -> Plan:
     left = budget.pinned_bytes if budget.device == "cuda" else 0
     pinned: dict[str, tuple[list[int], bool]] = {}
     # Page-locked memory goes to what is brought most often.
@@ -362,7 +408,8 @@ def _written(demand: Demand, budget: Budget, chosen: Sequence[_Choice], work: Se
     parts = tuple(_part_plan(part, *pinned[part.size.name], budget) for part in chosen)
     stays = sum(part.stays_bytes for part in parts)
     phases = []
-    for phase, way in zip(demand.phases, work, strict=True):
+    for phase, place in zip(demand.phases, ways, strict=True):
+        way = phase.work[place]
         brought = next((part.brought for part in chosen if part.size.name == phase.part), 0)
         if len(phase.work) < 2:
             reason = ""
@@ -377,7 +424,7 @@ def _written(demand: Demand, budget: Budget, chosen: Sequence[_Choice], work: Se
 def _part_plan(part: _Choice, pinned: list[int], rest_pinned: bool, budget: Budget) -> PartPlan:
     size, away = part.size, part.away
     pinned_bytes = sum(size.blocks[i] for i in pinned) + size.rest * rest_pinned
-    passes = f"{part.steps} times" if size.each_step and part.steps > 1 else "once"
+    times = "once" if part.passes == 1 else f"{part.passes} times"
     total = len(size.blocks)
     if part.rest_stays and not away:
         mode, reason = "resident", "all of it fits beside the work"
@@ -391,10 +438,10 @@ def _part_plan(part: _Choice, pinned: list[int], rest_pinned: bool, budget: Budg
             for count, place in ((len(pinned), "page-locked memory"), (len(away) - len(pinned), "the files"))
             if count
         ]
-        reason = f"{len(away)} of {total} blocks don't fit and come {passes}: {', '.join(sources)}"
+        reason = f"{len(away)} of {total} blocks don't fit and come {times}: {', '.join(sources)}"
         if budget.device == "cuda" and len(pinned) < len(away):
             reason += f", as the host has {budget.pinned_bytes / 2**30:.1f} GiB to lock"
     return PartPlan(
-        size.name, mode, part.stays, tuple(pinned), rest_pinned, part.stays_bytes, part.slots, part.slot_bytes,
-        part.moved, pinned_bytes, reason,
+        size.name, mode, total, size.filling > 0, part.stays, tuple(pinned), rest_pinned, part.stays_bytes, part.slots,
+        part.slot_bytes, part.moved, pinned_bytes, reason,
     )  # fmt: skip

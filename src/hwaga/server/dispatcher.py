@@ -54,7 +54,8 @@ class Dispatcher:
 
     Args:
         store: is closed at the end.
-        model, dtype: what each worker opens; by its own settings where None.
+        model, dtype, precision: what each worker opens; by its own settings where None.
+        vram, ram: most that each worker may take of its GPU and of the host.
         devices: one worker for each; None is the device of its settings.
         job_timeout: seconds that an attempt may take.
         keep_seconds, keep_bytes: how long ended jobs are kept, and how much room all pictures may take.
@@ -70,6 +71,9 @@ class Dispatcher:
         *,
         model: str | None = None,
         dtype: str | None = None,
+        precision: str | None = None,
+        vram: str | None = None,
+        ram: str | None = None,
         devices: Sequence[str | None] = (None,),
         job_timeout: float = 600.0,
         keep_seconds: float = 7 * 86400.0,
@@ -79,6 +83,7 @@ class Dispatcher:
         self.restarts = 0
         self.on_end: Callable[[Job], None] = lambda _: None
         self._model, self._dtype, self._job_timeout = model, dtype, job_timeout
+        self._precision, self._vram, self._ram = precision, vram, ram
         self._keep = (keep_seconds, keep_bytes)
         self._slots = [_Slot(device) for device in devices]
         self._thread = ThreadPoolExecutor(1, "jobs")
@@ -106,6 +111,11 @@ class Dispatcher:
     def worker_pids(self) -> list[int]:
         """The processes that draw."""
         return [slot.worker.pid for slot in self._slots if slot.worker is not None]
+
+    @property
+    def plans(self) -> list[dict[str, Any]]:
+        """Where the weights of those that draw lie, as ``Plan.to_json``."""
+        return [slot.worker.plan for slot in self._slots if slot.worker is not None and slot.worker.plan is not None]
 
     async def start(self) -> None:
         """Starts the workers, and does not wait until they are ready."""
@@ -225,7 +235,11 @@ class Dispatcher:
             code = None
             try:
                 slot.worker = await WorkerProcess.start()
-                slot.worker.send(wire.Open(self._model, slot.device, self._dtype))
+                slot.worker.send(
+                    wire.Open(
+                        self._model, slot.device, self._dtype, precision=self._precision, vram=self._vram, ram=self._ram
+                    )
+                )
                 match await slot.worker.messages.get():
                     case wire.Ready():
                         slot.ready, slot.problem, delay = True, None, BACK_OFF[0]

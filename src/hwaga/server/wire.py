@@ -25,11 +25,14 @@ _LENGTHS = struct.Struct(">II")
 
 @dataclass(frozen=True)
 class Open:
-    """To the worker, once: load a model."""
+    """To the worker, once: load a model. What is None is as in the worker's own settings."""
 
     model: str | None
     device: str | None
     dtype: str | None
+    precision: str | None = None
+    vram: str | None = None
+    ram: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,14 @@ class Stopped:
     """From the worker: the job was cancelled."""
 
 
-Message = Open | Ready | Draw | Cancel | Progress | Picture | Finished | Failed | Stopped
+@dataclass(frozen=True)
+class Plan:
+    """From the worker, when the model is loaded and after a job that changed it: where weights lie, and what phases take."""
+
+    plan: dict[str, Any]
+
+
+Message = Open | Ready | Draw | Cancel | Progress | Picture | Finished | Failed | Stopped | Plan
 
 _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 

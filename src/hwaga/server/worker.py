@@ -27,6 +27,7 @@ from hwaga.source_image import SourceImage
 
 if TYPE_CHECKING:
     from hwaga.engine import Engine
+    from hwaga.memory.plan import Plan
 
 _PR_SET_PDEATHSIG = 1
 
@@ -40,6 +41,7 @@ class Worker:
         self._connection = connection
         self._messages: queue.SimpleQueue[wire.Open | wire.Draw] = queue.SimpleQueue()
         self._cancelled = wire.Cancel("", 0)
+        self._told: Plan | None = None
 
     def run(self) -> None:
         """Loads the model that the server asks for, and draws job after job. Returns if there is no such model."""
@@ -49,13 +51,21 @@ class Worker:
         from hwaga.engine import Engine
 
         try:
-            engine = Engine.open(asked.model, device=asked.device, dtype=asked.dtype)
+            engine = Engine.open(
+                asked.model,
+                device=asked.device,
+                dtype=asked.dtype,
+                precision=asked.precision,
+                vram=asked.vram,
+                ram=asked.ram,
+            )
         except HwagaError as error:
             self._send(wire.Failed(type(error).__name__, str(error)))
             return
         with engine:
             self._send(wire.Ready(engine.card.name, str(engine.device)))
             while True:
+                self._report_plan(engine)
                 self._draw(engine, cast(wire.Draw, self._messages.get()))
 
     def _listen(self, stream: BinaryIO) -> None:
@@ -102,6 +112,14 @@ class Worker:
                         self._send(wire.Progress(steps, len(requests) * event.total, preview))
             self._send(wire.Picture(encode_result(cast(Result, event), "png")))
         return True
+
+    def _report_plan(self, engine: Engine) -> None:
+        plan = engine.plan
+        if plan is not None and plan != self._told:
+            self._told = plan
+            kind, dtype = str(engine.device), str(engine.dtype).removeprefix("torch.")
+            opened = {"model": engine.card.name, "device": kind, "dtype": dtype, "precision": engine.precision}
+            self._send(wire.Plan(opened | plan.to_json()))
 
     def _send(self, message: wire.Message) -> None:
         self._connection.sendall(wire.encode(message))

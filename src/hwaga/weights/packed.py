@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hwaga.weights.block_formats import BLOCK_FORMATS, VALUES_AT_ONCE
+from hwaga.weights.block_formats import BLOCK_FORMATS
 from hwaga.weights.fused import FusedLinear
 from hwaga.weights.stored import StoredTensor
 
@@ -38,11 +38,6 @@ class PackedLinear(FusedLinear):
             )
             for entry, piece in zip(self.formats, pieces, strict=True)
         )
-
-    @property
-    def filling_bytes(self) -> int:
-        """Taken beside the weight while it is written out, about: a few times what is decoded at once."""
-        return 16 * min(VALUES_AT_ONCE, self.in_features * self.out_features)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
-from hwaga.weights.block_formats import BLOCK_FORMATS
+from hwaga.weights.block_formats import BLOCK_FORMATS, VALUES_AT_ONCE
 from hwaga.weights.host_buffer import HostBuffer
 from hwaga.weights.packed import PackedLinear
-from hwaga.weights.quantize import QuantizedLinear, write_codes
-from hwaga.weights.reader import Reader, Reading
+from hwaga.weights.quantize import QuantizedLinear, encoding_bytes, write_codes
+from hwaga.weights.reader import Reader, Reading, staged_bytes
 from hwaga.weights.stored import StoredTensor
 
 ALIGNMENT = 256
@@ -112,17 +112,24 @@ class Unit:
             for place in weight.places
         ]
         self.stored_bytes = sum(piece.nbytes for weight in self.weights for piece in weight.pieces)
-        whole = [
-            math.prod(weight.shape) * dtype.itemsize
-            for weight in self.weights
-            if weight.codes is not None or weight.straight
-        ]
-        self.filling_bytes = max(whole, default=0)
+        self.filling_bytes = max((self._filling(weight) for weight in self.weights), default=0)
 
     def _placed(self, module: nn.Module, name: str, shape: torch.Size, dtype: torch.dtype) -> Place:
         place = Place(module, name, shape, dtype, self.nbytes)
         self.nbytes += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         return place
+
+    def _filling(self, weight: Weight) -> int:
+        if weight.straight:
+            # Its bytes on their way, and what looking for numbers that are none takes of a piece.
+            parts = [part for parts in weight.straight for part in parts]
+            checked = 16 * min(VALUES_AT_ONCE, math.prod(weight.shape)) if weight.codes is None else 0
+            return max((staged_bytes(part, self.dtype) for part in parts), default=0) + checked
+        staged = max((staged_bytes(piece, self.dtype) for piece in weight.pieces), default=0)
+        if weight.codes is None:
+            return staged
+        # Its last chunk has been converted before it is encoded.
+        return math.prod(weight.shape) * self.dtype.itemsize + max(staged, encoding_bytes(weight.shape))
 
     def views(self, memory: Tensor) -> Iterator[tuple[Place, Tensor]]:
         """Each parameter as a view of uint8 ``[nbytes]``."""
@@ -183,7 +190,7 @@ class Unit:
 
         def then(weight: Weight, whole: Tensor) -> None:
             if not self._checked:
-                sound.append(torch.isfinite(whole).all())
+                sound.append(_is_finite(whole))
             if weight.codes is not None:
                 write_codes(whole, weight.codes.precision, [_view(memory, place) for place in weight.places])
             if progress is not None:
@@ -225,6 +232,13 @@ def _all_finite(weight: Weight, kept: Sequence[Tensor]) -> Tensor:
         return torch.stack([torch.isfinite(factor).all() for factor in kept[1:]]).all()
     entries = [BLOCK_FORMATS[piece.number_format] for piece in weight.pieces]
     return torch.stack([entry.all_finite(rows) for entry, rows in zip(entries, kept, strict=True)]).all()
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    """Without the copies that ``isfinite`` makes of all values: infinity is the least or the greatest, and NaN is both."""
+    if not values.numel():
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    return torch.isfinite(torch.stack(torch.aminmax(values))).all()
 
 
 def _not_finite(weight: Weight, reader: Reader, dtype: torch.dtype) -> str:
