@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from hwaga import Engine, ImageRequest
-from hwaga.cards import find_card
 from hwaga.errors import DoesNotFitError
 from hwaga.families.z_image.model import ZImageModel
 from hwaga.memory.plan import Budget
 from hwaga.memory.residency import Residency
+from hwaga.model_lookup import find_card
 from hwaga.placement import Placement
 from hwaga.settings import Settings
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 import tomllib
@@ -17,11 +18,14 @@ from hypothesis import strategies as st
 from transformers import Qwen3Config
 
 from hwaga import CardError, CheckpointError, Engine, ModelCard, SizeError, UnknownModelError
-from hwaga.cards import ASSETS, Download, Limits, Part, built_in_cards, find_card
+from hwaga.card_toml import card_toml
+from hwaga.cards import ASSETS, Limits, Part
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.family import ZImageModel
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.hub_sources import Download, LoraSource
+from hwaga.model_lookup import built_in_cards, find_card
 
 MODELS = Path("/models")
 MINI = built_in_cards(MODELS)["mini"]
@@ -76,7 +80,7 @@ def card_file(folder: Path, values: Values, name: str = "card.toml") -> Path:
 
 def test_built_in_cards() -> None:
     cards = built_in_cards(MODELS)
-    assert list(cards) == ["mini", "z-image-turbo"]
+    assert list(cards) == ["mini", "z-image-turbo", "z-image-turbo-bf16", "z-image-turbo-comfyui"]
     assert all(name == card.name for name, card in cards.items())
     assert all(card.family == "z_image" and card.steps == 8 for card in cards.values())
 
@@ -568,3 +572,65 @@ def test_unknown_aspect() -> None:
         with pytest.raises(SizeError) as caught:
             card.size_of(aspect)
         assert f"has no aspect {aspect!r}. It has 1:1, 3:4, 4:3, 16:9, 9:16." in str(caught.value)
+
+
+def test_lists_in_lists_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "card.toml").write_text("name = " + 3000 * "[")
+    with pytest.raises(CardError, match="cannot be read"):
+        ModelCard.read(tmp_path / "card.toml")
+
+
+SOURCE = {"repo": "a/b", "file": "x/flat.safetensors", "license": "MIT"}
+
+
+def with_source(**changes: Any) -> Values:
+    source = {key: value for key, value in (SOURCE | changes).items() if value is not None}
+    return {**WHOLE, "styles": {"flat": {"title": {"en": "Flat"}, "source": source}}}
+
+
+def test_where_a_style_is_from(tmp_path: Path) -> None:
+    style = ModelCard.read(card_file(tmp_path, with_source())).styles["flat"]
+    assert style.source == LoraSource("a/b", "x/flat.safetensors", "main", "MIT", None)
+    assert style.lora == "loras/flat.safetensors"
+    pinned = ModelCard.read(card_file(tmp_path, with_source(sha256=PIN, revision="v1"))).styles["flat"].source
+    assert pinned == LoraSource("a/b", "x/flat.safetensors", "v1", "MIT", PIN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"repo": "b"}, r"styles\.flat\.source\.repo must be owner/name"),
+        ({"repo": "../b/c"}, "must be owner/name"),
+        ({"file": "flat.ckpt"}, r"must be a \.safetensors file"),
+        ({"license": None}, r"source\.license is missing"),
+        ({"license": ""}, "Say what the author allows"),
+        ({"revision": ""}, "revision is empty"),
+        ({"sha256": "0"}, "64 hexadecimal digits"),
+        ({"more": 1}, r"styles\.flat\.source\.more is not a key"),
+    ],
+)
+def test_a_style_from_nowhere(tmp_path: Path, changes: Values, says: str) -> None:
+    with pytest.raises(CardError, match=says):
+        ModelCard.read(card_file(tmp_path, with_source(**changes)))
+
+
+def test_other_repositories(tmp_path: Path) -> None:
+    card = ModelCard.read(card_file(tmp_path, with_download(also=[{"repo": "c/d", "include": ["tokenizer/*"]}])))
+    assert card.download is not None
+    assert card.download.also == (Download("c/d", "main", ("tokenizer/*",), {}, {}),)
+    whole = {"repo": "c/d", "include": ["*"]}
+    for wrong in ("x", {"repo": "c/d"}, whole | {"repo": "c"}, whole | {"parts": {}}):
+        with pytest.raises(CardError, match=r"download\.also"):
+            ModelCard.read(card_file(tmp_path, with_download(also=[wrong])))
+
+
+def test_cards_are_written_as_they_are_read(tmp_path: Path) -> None:
+    """All but where their files would be fetched from."""
+    for card in built_in_cards(tmp_path).values():
+        folder = tmp_path / card.name
+        folder.mkdir()
+        moved = dataclasses.replace(
+            card, folder=folder, files=tuple(folder / file.relative_to(card.folder) for file in card.files)
+        )
+        (folder / "card.toml").write_text(card_toml(moved), encoding="utf-8")
+        assert ModelCard.read(folder / "card.toml") == dataclasses.replace(moved, download=None)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hwaga.cards import find_card
 from hwaga.engine import Engine
 from hwaga.errors import CheckpointError, DeviceError, DoesNotFitError, RequestError, SettingsError, SizeError
 from hwaga.forecast import forecast
+from hwaga.model_lookup import find_card
 from hwaga.request import ImageRequest
 from hwaga.settings import Settings
 

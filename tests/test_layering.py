@@ -24,7 +24,22 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "hwaga"
 
-FOUNDATION = frozenset({"cards", "errors", "image_file", "loras", "request", "settings", "source_image", "version"})
+FOUNDATION = frozenset(
+    {
+        "card_toml",
+        "cards",
+        "errors",
+        "hub_sources",
+        "image_file",
+        "loras",
+        "model_lookup",
+        "request",
+        "settings",
+        "source_image",
+        "toml_table",
+        "version",
+    }
+)
 
 # What each part of the package (a module or folder directly under hwaga) may import from the others.
 MAY_IMPORT: dict[str, frozenset[str]] = {
@@ -44,10 +59,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "engine": FOUNDATION
     | {"prompt", "families", "memory", "weights", "sampling", "kernels", "placement", "resolve", "forecast"},
     "__init__": FOUNDATION | {"prompt", "engine"},  # the public names
+    "convert": FOUNDATION | {"families", "weights"},
     "server": FOUNDATION | {"__init__", "prompt", "tokens", "memory", "engine"},
     "cli": FOUNDATION
     # `hwaga serve` starts the server; `hwaga download` fetches weights and reads none of them.
-    | {"__init__", "prompt", "tokens", "memory", "weights", "forecast", "engine", "server"},
+    | {"__init__", "prompt", "tokens", "memory", "weights", "forecast", "engine", "convert", "server"},
     "__main__": frozenset({"cli"}),
     "ui": frozenset(),  # speaks HTTP
 }

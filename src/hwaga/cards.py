@@ -1,37 +1,31 @@
 """Model cards: what a model is, as data. One TOML file each.
 
 Built-in cards lie in ``assets/cards`` and beside the bundled model; a folder with a checkpoint may hold a ``card.toml`` of its
-own, and a path to any card file works as a model's name. A checkpoint folder without a card is taken for what its
-``model_index.json`` says, with the sizes of Z-Image Turbo. Without that too, its files of weights are taken for those of a
-Z-Image; what they hold is found out when they are opened.
+own. ``model_lookup`` finds the card for a model's name.
 """
 
 from __future__ import annotations
 
-import json
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
-from hwaga.errors import CardError, CheckpointError, SizeError, UnknownModelError
+from hwaga.errors import CardError, CheckpointError, SizeError
+from hwaga.hub_sources import Download, LoraSource, read_download, read_lora_source
+from hwaga.toml_table import Table
 
 ASSETS = Path(str(files("hwaga") / "assets"))
 
 CARD_FILE = "card.toml"
 INDEX_FILE = "model_index.json"
 
-WEIGHT_FOLDERS = (".", "diffusion_models", "text_encoders", "vae")
-"""Where files of weights without an index are looked for below a model's folder; the names are ComfyUI's."""
-
-FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image", "ZImageImg2ImgPipeline": "z_image"}
-"""Model families by the class that diffusers writes into ``model_index.json``."""
+STYLES = "styles"
+"""What the styles' LoRAs are called among the parts that can be fetched."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +49,7 @@ class Style:
         weight: of the LoRA; 1 is as trained.
         wording: what is written into the prompt in place of the pack's words for this style; None for the pack's.
         steps: steps that suit its LoRA; None for the model's own default.
+        source: where its LoRA is fetched from, if it is.
     """
 
     title: Mapping[str, str]
@@ -62,6 +57,7 @@ class Style:
     weight: float = 1.0
     wording: str | None = None
     steps: int | None = None
+    source: LoraSource | None = None
 
 
 @dataclass(frozen=True)
@@ -85,25 +81,6 @@ class Limits:
     max_steps: int
     tokens: int
     max_tokens: int
-
-
-@dataclass(frozen=True)
-class Download:
-    """Where a model's files are fetched from, and which of them.
-
-    Attributes:
-        repo: owner and name on the hub.
-        revision: a branch, a tag or a commit.
-        include: patterns of the files that make up the model; ``*`` stands for any characters, also a slash.
-        parts: the patterns of each part's files, by the part's name. Files of no part belong to all of them.
-        sha256: what files must have, by path, where the card's author knows better than to ask the hub.
-    """
-
-    repo: str
-    revision: str
-    include: tuple[str, ...]
-    parts: Mapping[str, tuple[str, ...]]
-    sha256: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -218,143 +195,15 @@ class ModelCard:
         """
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise CardError(f"The model card {path} cannot be read: {error}.") from error
         try:
-            return _card(_Table(values, ""), path.parent)
+            return _card(Table(values, ""), path.parent)
         except CardError as error:
             raise CardError(f"{path}: {error}") from None
 
 
-def built_in_cards(models: Path) -> dict[str, ModelCard]:
-    """The cards that come with Hwaga, by name.
-
-    Args:
-        models: the folder that fetched models lie in, one folder each, named after the card.
-    """
-    cards = [ModelCard.read(path) for path in sorted((ASSETS / "cards").glob("*.toml"))]
-    bundled = ModelCard.read(ASSETS / "mini" / CARD_FILE)
-    return {card.name: card for card in (bundled, *(replace(card, folder=models / card.name) for card in cards))}
-
-
-def find_card(model: str | Path, models: Path) -> ModelCard:
-    """The card for a model's name, a checkpoint folder or a card file.
-
-    Args:
-        model: "mini", "z-image-turbo", a folder, a path to a ``.toml`` file, or to one file with all of a model's weights.
-        models: the folder that fetched models lie in.
-
-    Raises:
-        UnknownModelError: nothing of that name; near names are listed.
-        CardError: a card that is not valid.
-        CheckpointError: a folder that holds no model.
-    """
-    cards = built_in_cards(models)
-    if str(model) in cards:
-        return cards[str(model)]
-    try:
-        path = Path(model).expanduser()
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, nobody's home, a null byte
-        raise UnknownModelError(
-            f"There is no model {str(model)[:200]!r}: {error}. Known models: {', '.join(cards)}."
-        ) from error
-    if is_file:
-        if path.suffix == ".toml":
-            return ModelCard.read(path)
-        if not _holds_weights(path):
-            raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
-        return _card_of_files(path.parent, path.stem, (path,), cards["z-image-turbo"])
-    if is_folder:
-        return _card_of_folder(path, cards["z-image-turbo"])
-    near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    raise UnknownModelError(
-        f"There is no model {str(model)!r}.{meant} Known models: {', '.join(cards)}; a folder or a card file works too."
-    )
-
-
-def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
-    if (folder / CARD_FILE).is_file():
-        return ModelCard.read(folder / CARD_FILE)
-    try:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        pipeline = index["_class_name"]
-    except FileNotFoundError:
-        places = [folder / name for name in WEIGHT_FOLDERS if (folder / name).is_dir()]
-        files = [file for place in places for file in sorted(place.glob("*")) if _holds_weights(file)]
-        if files and not (folder / "transformer").is_dir():  # which would be diffusers' layout without its index
-            return _card_of_files(folder, folder.resolve().name, files, like)
-        raise CheckpointError(
-            f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout, and no files of weights either. "
-            "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/, or one with the files of a "
-            f"transformer, a text encoder and an autoencoder, in itself or in {', '.join(WEIGHT_FOLDERS[1:])}."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Fetch it again.") from error
-    if not isinstance(pipeline, str) or pipeline not in FAMILY_OF_PIPELINE:
-        raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(FAMILY_OF_PIPELINE)}.")
-    return _unnamed_card(like, folder.resolve(), folder.resolve().name, family=FAMILY_OF_PIPELINE[pipeline])
-
-
-def _card_of_files(folder: Path, name: str, files: Sequence[Path], like: ModelCard) -> ModelCard:
-    return _unnamed_card(like, folder.resolve(), name, files=tuple(file.absolute() for file in files))
-
-
-def _unnamed_card(like: ModelCard, folder: Path, name: str, **others: Any) -> ModelCard:
-    return replace(
-        like, name=name, title=name, license="", source="", folder=folder, styles=MappingProxyType({}), download=None,
-        preview=None, own_words_only=False, **others,
-    )  # fmt: skip
-
-
-def _holds_weights(path: Path) -> bool:
-    """Whether a file begins as weights do, in a format that Hwaga reads or in one that it can refuse by name."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-        header_fits = int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
-    except OSError:  # a folder, or nothing that may be read
-        return path.suffix == ".safetensors" and path.is_file()
-    pickled = head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
-    return path.suffix == ".safetensors" or (header_fits and head[8:] == b"{") or head[:4] == b"GGUF" or pickled
-
-
-class _Table:
-    """A TOML table whose every key must be asked for: what is missing, of another type or never asked for is an error."""
-
-    def __init__(self, values: dict[str, Any], where: str) -> None:
-        self.values, self.where, self.asked = values, where, set[str]()
-
-    def get(self, key: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-        self.asked.add(key)
-        value = self.values.get(key, default)
-        if value is None:
-            raise CardError(f"{self.where}{key} is missing.")
-        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            wanted = kind.__name__ if isinstance(kind, type) else "number"
-            raise CardError(f"{self.where}{key} must be of type {wanted}, not {value!r}.")
-        return value
-
-    def count(self, key: str) -> int:
-        value = cast(int, self.get(key, int))
-        if value < 1:
-            raise CardError(f"{self.where}{key} must be at least 1, not {value}.")
-        return value
-
-    def table(self, key: str, default: dict[str, Any] | None = None) -> _Table:
-        return _Table(self.get(key, dict, default), f"{self.where}{key}.")
-
-    def tables(self) -> dict[str, _Table]:
-        return {key: self.table(key) for key in self.values}
-
-    def close(self) -> None:
-        unknown = sorted(set(self.values) - self.asked)
-        if unknown:
-            raise CardError(f"{self.where}{unknown[0]} is not a key of a model card.")
-
-
-def _card(table: _Table, folder: Path) -> ModelCard:
+def _card(table: Table, folder: Path) -> ModelCard:
     limits, place = _limits(table.table("limits")), (folder / table.get("folder", str, ".")).resolve()
     card = ModelCard(
         name=table.get("name", str),
@@ -369,7 +218,7 @@ def _card(table: _Table, folder: Path) -> ModelCard:
         limits=limits,
         parts=MappingProxyType({name: _part(part) for name, part in table.table("parts").tables().items()}),
         styles=MappingProxyType({name: _style(style) for name, style in table.table("styles", {}).tables().items()}),
-        download=_download(table.table("download")) if "download" in table.values else None,
+        download=read_download(table.table("download")) if "download" in table.values else None,
         preview=_preview(table.get("preview", list, [])),
         own_words_only=table.get("own_words_only", bool, False),
     )
@@ -398,7 +247,7 @@ def _files(names: list[Any], folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def _limits(table: _Table) -> Limits:
+def _limits(table: Table) -> Limits:
     limits = Limits(
         multiple=table.count("multiple"),
         min_side=table.count("min_side"),
@@ -413,7 +262,7 @@ def _limits(table: _Table) -> Limits:
     return limits
 
 
-def _aspects(table: _Table) -> dict[str, tuple[int, int]]:
+def _aspects(table: Table) -> dict[str, tuple[int, int]]:
     aspects = {}
     for name in table.values:
         size = table.get(name, list)
@@ -425,20 +274,23 @@ def _aspects(table: _Table) -> dict[str, tuple[int, int]]:
     return aspects
 
 
-def _part(table: _Table) -> Part:
+def _part(table: Table) -> Part:
     part = Part(parameters=table.count("parameters"))
     table.close()
     return part
 
 
-def _style(table: _Table) -> Style:
+def _style(table: Table) -> Style:
     titles = table.table("title")
+    source = read_lora_source(table.table("source")) if "source" in table.values else None
+    place = f"loras/{Path(source.file).name}" if source else ""
     style = Style(
         title=MappingProxyType({language: titles.get(language, str) for language in titles.values}),
-        lora=table.get("lora", str, "") or None,
+        lora=table.get("lora", str, place) or None,
         weight=float(table.get("weight", (int, float), 1.0)),
         wording=table.get("wording", str) if "wording" in table.values else None,
         steps=table.count("steps") if "steps" in table.values else None,
+        source=source,
     )
     if not -10 <= style.weight <= 10:
         raise CardError(f"{table.where}weight must be from -10 to 10, not {style.weight:g}.")
@@ -446,33 +298,6 @@ def _style(table: _Table) -> Style:
         raise CardError(f"{table.where}lora must lie below the card's folder, not at {style.lora!r}.")
     table.close()
     return style
-
-
-def _download(table: _Table) -> Download:
-    parts, pins = table.table("parts", {}), table.table("sha256", {})
-    download = Download(
-        repo=table.get("repo", str),
-        revision=table.get("revision", str, "main"),
-        include=_patterns(table, "include"),
-        parts=MappingProxyType({name: _patterns(parts, name) for name in parts.values}),
-        sha256=MappingProxyType({path: pins.get(path, str) for path in pins.values}),
-    )
-    table.close()
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", download.repo, re.ASCII):
-        raise CardError(f"download.repo must be owner/name, not {download.repo!r}.")
-    if not download.revision:
-        raise CardError("download.revision is empty; leave it out for the newest files.")
-    for path, digest in download.sha256.items():
-        if not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise CardError(f"download.sha256.{path} must be 64 hexadecimal digits in small letters, not {digest!r}.")
-    return download
-
-
-def _patterns(table: _Table, key: str) -> tuple[str, ...]:
-    patterns = table.get(key, list)
-    if not patterns or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise CardError(f'{table.where}{key} must be a list of patterns such as ["vae/*"], not {patterns!r}.')
-    return tuple(patterns)
 
 
 def _preview(rows: list[Any]) -> tuple[tuple[float, ...], ...] | None:

@@ -20,6 +20,7 @@ is. The command line ends with exit code 2 on any of them.
     │   ├── HubError              the hub cannot be reached, or does not give the files out
     │   ├── DamagedFileError      a file is not the one that the hub announced
     │   └── DiskSpaceError        the disk is too small
+    ├── ConversionError           a checkpoint cannot be written in another form
     ├── DeviceError               a device or number format that this machine does not have
     ├── PackError                 a prompt pack that is not valid
     ├── DeviceMemoryError         the device ran out of memory
@@ -126,6 +127,10 @@ class DamagedFileError(DownloadError):
 
 class DiskSpaceError(DownloadError):
     """The disk is too small for what is to be fetched."""
+
+
+class ConversionError(HwagaError):
+    """A checkpoint cannot be written in another form."""
 
 
 class DeviceError(HwagaError):

@@ -15,13 +15,14 @@ from typing import Any, cast
 
 import torch
 
-from hwaga.cards import ModelCard, find_card
+from hwaga.cards import ModelCard
 from hwaga.errors import DeviceError, DoesNotFitError
 from hwaga.families import find_family
 from hwaga.families.family import Model, Picture
 from hwaga.memory.budget import budget, cap_for, host_memory, process_memory, rounded
 from hwaga.memory.device import device_memory, find_device
 from hwaga.memory.plan import Budget, Plan, plan
+from hwaga.model_lookup import find_card
 from hwaga.placement import Caps
 from hwaga.request import ImageRequest
 from hwaga.resolve import size_of, steps_of

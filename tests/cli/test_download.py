@@ -46,6 +46,7 @@ def test_a_model_from_nothing_to_verified(hwaga: Command, server: HubServer, tmp
     assert (done.code, done.out) == (0, f"{folder}\n")
     assert "transformer/model.safetensors" in done.err
     assert "never fetched" in done.err
+    assert "Licence of z-image-turbo (Tongyi-MAI/Z-Image-Turbo): Apache-2.0" in done.err
     assert "z-image-turbo (on this machine, verified)" in hwaga("models").out
     assert json.loads(hwaga("models", "--json").out)[1]["state"] == "on this machine, verified"
     assert hwaga("models", "verify").out == f"{folder}: 5 files checked, good.\n"

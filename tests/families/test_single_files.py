@@ -37,7 +37,6 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from hwaga import ImageRequest
-from hwaga.cards import find_card
 from hwaga.engine import Engine, check_lora
 from hwaga.errors import CheckpointError, HwagaError
 from hwaga.families.z_image.autoencoder import AutoencoderConfig
@@ -45,6 +44,7 @@ from hwaga.families.z_image.family import ZImageModel
 from hwaga.families.z_image.single_files import SingleFiles
 from hwaga.families.z_image.text_encoder import TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig
+from hwaga.model_lookup import find_card
 from hwaga.weights.checkpoint import file_digest, read_config
 
 Networks = dict[str, StateDict]
@@ -275,7 +275,7 @@ def test_wrong_fp8(name: str, tensor: Tensor | None, says: str, comfy: Networks,
     [
         ({"diffusion_model.layers.0.attention.to_q.lora_A.weight": torch.ones(2, 2)}, "a.safetensors is a LoRA"),
         ({"double_blocks.0.img_attn.qkv.weight": torch.ones(2, 2)}, "a.safetensors holds a transformer of the Flux"),
-        (b"GGUF\x03\0\0\0 and so on", "a.safetensors is a GGUF file"),
+        (b"GGUF\x03\0\0\0 and so on", "a.safetensors is damaged: it ends within"),
         (b"PK\x03\x04 and so on", "a.safetensors is a pickle"),
         (b"<html>404</html>", "truncated or no safetensors file"),
     ],

@@ -18,7 +18,7 @@ import openai
 import pytest
 import uvicorn
 
-from hwaga.cards import find_card
+from hwaga.model_lookup import find_card
 from hwaga.server import dispatcher as dispatching
 from hwaga.server import process
 from hwaga.server.api import create_app

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from dispatching import REAL, dispatching, ended, run
 
-from hwaga.cards import find_card
 from hwaga.errors import StoreError
+from hwaga.model_lookup import find_card
 from hwaga.server import process
 from hwaga.server.folders import own_folders, without_folders
 from hwaga.server.store import SqliteStore

@@ -15,8 +15,8 @@ import openai
 import pytest
 from PIL import Image
 
-from hwaga.cards import find_card
 from hwaga.image_file import read_settings
+from hwaga.model_lookup import find_card
 from hwaga.request import ImageRequest
 from hwaga.server import process
 from hwaga.tokens import token_counter

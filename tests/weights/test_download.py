@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -25,9 +26,12 @@ from hypothesis import strategies as st
 import hwaga.weights.download as download_module
 import hwaga.weights.hub as hub_module
 from hwaga import Engine, Settings
-from hwaga.cards import ASSETS, Download, ModelCard, built_in_cards
+from hwaga.cards import ASSETS, ModelCard, Style
 from hwaga.errors import CheckpointError, DamagedFileError, DiskSpaceError, DownloadError, HubError, SettingsError
-from hwaga.weights.download import Plan, fetch, make_plan
+from hwaga.hub_sources import Download, LoraSource
+from hwaga.model_lookup import built_in_cards
+from hwaga.weights.download import fetch
+from hwaga.weights.download_plan import Plan, make_plan
 from hwaga.weights.hub import Hub, Patience, RemoteFile, Unanswered
 from hwaga.weights.partial_file import finished_ranges, gaps_of, merge
 from hwaga.weights.verified import MARKER, Report, Verified, condition, verify
@@ -797,3 +801,98 @@ def test_a_touched_file_is_not_verified_until_it_is_hashed(server: HubServer, ca
 def test_there_must_be_something_to_compare_with(card: ModelCard) -> None:
     with pytest.raises(DownloadError, match="hwaga download"):
         report_of(ASSETS / "mini")
+
+
+# Several repositories
+
+
+LORA_REPO, LORA = "somebody/lines", _numbers.randbytes(40_000)
+
+
+def with_style(card: ModelCard, **changes: Any) -> ModelCard:
+    source = LoraSource(LORA_REPO, "v2/line.safetensors", "main", "CC-BY-4.0", None)
+    style = Style(MappingProxyType({"en": "Lines"}), "loras/line.safetensors", source=replace(source, **changes))
+    return replace(card, styles=MappingProxyType({"line": style}))
+
+
+@pytest.fixture
+def styled(server: HubServer, card: ModelCard) -> ModelCard:
+    server.push(LORA_REPO, {"v2/line.safetensors": LORA, "v1/line.safetensors": b"old", "README.md": b"# Read"})
+    return with_style(card)
+
+
+def test_a_style_brings_its_lora(server: HubServer, styled: ModelCard) -> None:
+    plan = run(styled)
+    check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
+    assert plan.licenses == (("z-image-turbo", REPO, "Apache-2.0"), ("line", LORA_REPO, "CC-BY-4.0"))
+    assert plan.repo == REPO
+    assert condition(styled) == "verified"
+    assert report_of(styled.folder).extra == ()
+    before = server.sent()
+    assert {file.place for file in run(styled).files} == {"verified"}
+    assert server.sent() == before
+
+
+def test_styles_are_a_part(server: HubServer, styled: ModelCard) -> None:
+    run(styled, parts=["vae"])
+    assert not (styled.folder / "loras").exists()
+    assert condition(styled) == "partly fetched"
+    run(styled, parts=["styles"])
+    assert (styled.folder / "loras/line.safetensors").read_bytes() == LORA
+    assert not (styled.folder / TRANSFORMER).exists()
+    run(styled)
+    check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
+    with pytest.raises(DownloadError, match=r"no part 'styles'.*text_encoder, transformer, vae\."):
+        plan_of(replace(styled, styles=MappingProxyType({})), parts=["styles"])
+
+
+def test_a_lora_that_is_not_what_the_card_says(server: HubServer, styled: ModelCard, card: ModelCard) -> None:
+    with pytest.raises(DamagedFileError, match=r"v2/line\.safetensors of somebody/lines has sha256 .* pins 0000"):
+        plan_of(with_style(card, sha256=64 * "0"))
+    with pytest.raises(DownloadError, match=r"has no v3/line\.safetensors, which a style"):
+        plan_of(with_style(card, file="v3/line.safetensors"))
+    run(with_style(card, sha256=sha256(LORA)))
+    check_whole(card.folder, MODEL | {"loras/line.safetensors": LORA})
+
+
+def test_files_of_another_repository(server: HubServer, card: ModelCard) -> None:
+    """As ComfyUI's repository has no tokenizer; a file that both have is the first one's."""
+    tokenizer = {
+        "tokenizer/tokenizer.json": b"theirs",
+        "tokenizer/special.txt": b"words",
+        "vae/other.safetensors": b"no",
+    }
+    commit = server.push("somebody/words", tokenizer)
+    source = source_of(card)
+    include = tuple(pattern for pattern in source.include if pattern != "tokenizer/*")
+    also = Download("somebody/words", "main", ("tokenizer/*",), {}, {})
+    both = replace(card, download=replace(source, include=include, also=(also,)))
+    expected = {name: data for name, data in MODEL.items() if not name.startswith("tokenizer/")}
+    expected |= {name: data for name, data in tokenizer.items() if name.startswith("tokenizer/")}
+    interrupt(both, server, 200_000)
+    run(both)
+    check_whole(both.folder, expected)
+    assert any(f"/somebody/words/resolve/{commit}/tokenizer/special.txt" in request.path for request in server.requests)
+    first = replace(card, download=replace(source, also=(also,)))
+    run(first)
+    assert (first.folder / "tokenizer/tokenizer.json").read_bytes() == MODEL["tokenizer/tokenizer.json"]
+    with pytest.raises(DownloadError, match=r"somebody/words at .* has no file of"):
+        plan_of(replace(card, download=replace(source, also=(replace(also, include=("x/*",)),))))
+
+
+def test_the_built_in_cards_name_what_makes_up_a_model(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
+    """Files of the published repositories' names, as far as the cards go."""
+    cards = built_in_cards(tmp_path / "data" / "models")
+    server.push("dimitribarbot/Z-Image-Turbo-BF16", MODEL | OTHERS)
+    run(cards["z-image-turbo-bf16"])
+    check_whole(cards["z-image-turbo-bf16"].folder)
+    comfy = cards["z-image-turbo-comfyui"]
+    weights = {file.relative_to(comfy.folder).as_posix(): file.name.encode() for file in comfy.files}
+    server.push(
+        "Comfy-Org/z_image_turbo", weights | {"split_files/diffusion_models/z_image_turbo_nvfp4.safetensors": b"-"}
+    )
+    run(comfy)
+    tokenizer = {name: data for name, data in MODEL.items() if name.startswith("tokenizer/")}
+    check_whole(comfy.folder, weights | tokenizer)
+    assert comfy.present
+    assert condition(comfy) == "verified"

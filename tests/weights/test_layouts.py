@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import gguf
 import pytest
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_vae_checkpoint,
+    convert_z_image_transformer_checkpoint_to_diffusers,
+)
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
@@ -15,7 +20,15 @@ from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
 from hwaga.weights.fused import FusedLinear
-from hwaga.weights.layouts import AUTOENCODER, Layout, qwen3_encoder, z_image_transformer
+from hwaga.weights.layouts import (
+    AUTOENCODER,
+    Z_IMAGE_ORIGINAL,
+    Layout,
+    ldm_autoencoder,
+    llama_cpp_qwen3,
+    qwen3_encoder,
+    z_image_transformer,
+)
 
 QWEN3_4B = {
     "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
@@ -165,3 +178,80 @@ def test_one_prefix_is_stripped() -> None:
     assert layout.target("transformer.a") == ("a", 0)
     assert layout.target("model.transformer.a") == ("transformer.a", 0)
     assert layout.target("a.model.b") == ("a.model.b", 0)
+
+
+# Files without configurations, at full size: what others make of their keys, and what we do
+
+
+def test_every_key_of_comfyuis_transformer_goes_where_diffusers_puts_it() -> None:
+    with torch.device("meta"):
+        theirs = {name: tensor.shape for name, tensor in ZImageTransformer2DModel().state_dict().items()}
+    original = original_names(theirs)
+    assert sum("qkv" in name for name in original) == 34
+    reached = {}
+    for key, shape in original.items():
+        converted = convert_z_image_transformer_checkpoint_to_diffusers({key: torch.empty(shape, device="meta")})
+        ours, place = Z_IMAGE_ORIGINAL.target(key) or ("", -1)
+        spelled = z_image_transformer(2).sources(ours)
+        if len(Z_IMAGE_ORIGINAL.sources(ours)) > 1:  # the file has them apart, as diffusers does
+            spelled = (spelled[place],)
+        assert tuple(converted) == spelled, key
+        assert Z_IMAGE_ORIGINAL.sources(ours)[place] == key
+        reached |= {name: tensor.shape for name, tensor in converted.items()}
+    assert reached == theirs
+    assert Z_IMAGE_ORIGINAL.target("norm_final.weight") is None
+    assert convert_z_image_transformer_checkpoint_to_diffusers({"norm_final.weight": torch.ones(1)}) == {}
+
+
+def original_names(theirs: dict[str, torch.Size]) -> dict[str, torch.Size]:
+    """The keys of Comfy-Org's file, as diffusers undoes them: q, k and v are one, and these parts are called otherwise."""
+    names = {}
+    for name, shape in theirs.items():
+        if ".to_k." in name or ".to_v." in name:
+            continue
+        for diffusers, authors in (
+            (".to_q.", ".qkv."), (".to_out.0.", ".out."), (".norm_q.", ".q_norm."), (".norm_k.", ".k_norm."),
+            ("all_x_embedder.2-1.", "x_embedder."), ("all_final_layer.2-1.", "final_layer."),
+        ):  # fmt: skip
+            name = name.replace(diffusers, authors)
+        names[name] = torch.Size((3 * shape[0], *shape[1:])) if ".qkv." in name else shape
+    return names
+
+
+def test_every_key_of_the_ldm_autoencoder_goes_where_diffusers_puts_it() -> None:
+    """Values that say which tensor they are, through diffusers' converter and through the layout."""
+    with torch.device("meta"):
+        theirs = AutoencoderKL(**FLUX_AUTOENCODER).state_dict()
+    layout = ldm_autoencoder(4)
+    numbered = {}
+    for number, (name, tensor) in enumerate(theirs.items()):
+        shape = (*[1] * tensor.ndim, *((1, 1) if layout.is_pointwise(name) else ()))
+        numbered[layout.sources(name)[0]] = torch.full(shape, float(number))
+    assert len(numbered) == len(theirs)
+    assert "encoder.down.0.block.0.norm1.weight" in numbered
+    converted = convert_ldm_vae_checkpoint(dict(numbered), FLUX_AUTOENCODER)
+    assert {name: int(tensor.flatten()[0]) for name, tensor in converted.items()} == {
+        name: number for number, name in enumerate(theirs)
+    }
+    for key in numbered:
+        ours, place = layout.target(key) or ("", -1)
+        assert place == 0
+        assert torch.equal(converted[ours].flatten(), numbered[key].flatten()), key
+
+
+def test_every_key_of_llama_cpps_qwen3() -> None:
+    """transformers' names to llama.cpp's by its own table, and from there to where transformers' names go."""
+    with torch.device("meta"):
+        theirs = Qwen3ForCausalLM(Qwen3Config(**QWEN3_4B)).state_dict()
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, 36)
+    named = set()
+    for key in theirs:
+        name = table.get_name(key, try_suffixes=(".weight", ".bias"))
+        assert name is not None
+        named.add(name)
+        assert llama_cpp_qwen3(36).target(name) == qwen3_encoder(36).target(key), key
+        target = llama_cpp_qwen3(37).target(name)
+        if target is not None and target[0] in ("embed_tokens.weight", "layers.3.mlp.gate_up_proj.weight"):
+            assert llama_cpp_qwen3(36).sources(target[0])[target[1]] == name
+    assert {"blk.35.attn_q_norm.weight", "output_norm.weight", "token_embd.weight"} < named
+    assert llama_cpp_qwen3(36).target("rope_freqs.weight") is None

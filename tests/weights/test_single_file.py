@@ -131,7 +131,7 @@ def test_other_models_are_named(name: str, says: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"GGUF\x03\0\0\0 and so on", "file is a GGUF file, and Hwaga reads safetensors only"),
+        (b"GGUF\x03\0\0\0 and so on", "file is damaged: it ends within its header"),
         (b"PK\x03\x04 and so on", "file is a pickle, which can run code"),
         (b"\x80\x02}q\x00.", "file is a pickle, which can run code"),
         (b"<html>404</html>", "truncated or no safetensors file"),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from hwaga.cli.console import print_result
+from hwaga.cli.convert import convert
 from hwaga.cli.doctor import doctor
 from hwaga.cli.download import download
 from hwaga.cli.generate import image2image, text2image
@@ -42,7 +43,7 @@ def _main(
     pass
 
 
-for command in (text2image, image2image, prompt, styles, industries, show, download, serve, plan, doctor):
+for command in (text2image, image2image, prompt, styles, industries, show, download, convert, serve, plan, doctor):
     app.command()(command)
 app.add_typer(lora)
 app.add_typer(keys)

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwaga.cards import ModelCard, built_in_cards
+from hwaga.cards import ModelCard
 from hwaga.cli.console import GIB, gibibytes, print_json
 from hwaga.errors import HwagaError, SettingsError
 from hwaga.memory.budget import host_memory, process_memory
+from hwaga.model_lookup import built_in_cards
 from hwaga.settings import Settings
 from hwaga.version import __version__
 

@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwaga.cards import find_card
 from hwaga.cli.console import gibibytes, print_json, print_result, progress_bar, say
 from hwaga.errors import DownloadError
+from hwaga.model_lookup import find_card
 from hwaga.settings import Settings
 from hwaga.weights.verified import Verified
 
 if TYPE_CHECKING:
-    from hwaga.weights.download import Plan
+    from hwaga.weights.download_plan import Plan
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
@@ -27,7 +27,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 def download(
     model: Annotated[str, typer.Argument(help="A model's name or a card file.")] = "z-image-turbo",
     parts: Annotated[
-        str | None, typer.Option(help="Only these parts, as in transformer,vae. The others can follow later.")
+        str | None, typer.Option(help="Only these parts, as in transformer,vae,styles. The others can follow later.")
     ] = None,
     to: Annotated[
         Path | None, typer.Option(help="The folder it goes to (by default where Hwaga looks for it).")
@@ -44,7 +44,8 @@ def download(
     names = [name.strip() for name in parts.split(",") if name.strip()] if parts is not None else []
     if parts is not None and not names:
         raise DownloadError("--parts names no part. Leave it out for all of them.")
-    from hwaga.weights.download import fetch, make_plan  # bring urllib and ssl, which `hwaga --help` need not wait for
+    from hwaga.weights.download import fetch  # brings urllib and ssl, which `hwaga --help` need not wait for
+    from hwaga.weights.download_plan import make_plan
     from hwaga.weights.hub import Hub
 
     try:
@@ -108,6 +109,8 @@ def _show(plan: Plan, console: Console) -> None:
     for path in plan.left_out:
         table.add_row(Text(path), "", Text("never fetched: such files can run code"))
     console.print(Text(f"{plan.repo} at {plan.commit} → {plan.folder}"), soft_wrap=True)
+    for name, repo, license in plan.licenses:
+        console.print(Text(f"Licence of {name} ({repo}): {license or 'not said on the card'}"), soft_wrap=True)
     console.print(table)
     summary = f"{_size(plan.to_fetch)} to fetch; with a tenth to spare, {_size(plan.space_needed)} of free disk."
     console.print(summary if plan.to_fetch else "Nothing to fetch.")
@@ -126,8 +129,9 @@ def _describe(plan: Plan) -> dict[str, Any]:
         "space_needed_bytes": plan.space_needed,
         "files": [
             {"path": file.remote.path, "size": file.remote.size, "blob": file.remote.blob, "place": file.place,
-             "arrived_bytes": file.arrived}
+             "repo": file.remote.repo, "arrived_bytes": file.arrived}
             for file in plan.files
         ],
         "left_out": list(plan.left_out),
+        "licenses": [{"of": name, "repo": repo, "license": text} for name, repo, text in plan.licenses],
     }  # fmt: skip

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwaga.cards import ModelCard, built_in_cards, find_card
+from hwaga.cards import ModelCard
 from hwaga.cli.console import gibibytes, print_json, print_result, progress_bar, say
 from hwaga.loras import LoraEntry, LoraLibrary
+from hwaga.model_lookup import built_in_cards, find_card
 from hwaga.settings import Settings
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A model's name, a checkpoint folder or a card file.")]

@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwaga.cards import ModelCard, built_in_cards, find_card
+from hwaga.cards import ModelCard
 from hwaga.cli.console import gibibytes, print_json, progress_bar, say
 from hwaga.errors import DownloadError
+from hwaga.model_lookup import built_in_cards, find_card
 from hwaga.settings import Settings
 from hwaga.weights.verified import MARKER, Hashing, Report, condition, verify
 

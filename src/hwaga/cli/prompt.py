@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwaga.cards import find_card
 from hwaga.cli.console import print_json, print_result, say
 from hwaga.errors import PromptError
+from hwaga.model_lookup import find_card
 from hwaga.prompt import Composition, Library, Slots, compose
 from hwaga.prompt.keywords import Words
 from hwaga.settings import Settings

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hwaga.cards import find_card
 from hwaga.cli.console import print_result, say
 from hwaga.cli.generate import Precision
 from hwaga.errors import ServerError, SettingsError
+from hwaga.model_lookup import find_card
 from hwaga.server.store import SqliteStore
 from hwaga.settings import Settings, bytes_of, parse_bytes
 

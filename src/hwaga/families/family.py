@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from hwaga.memory.plan import Demand
     from hwaga.sampling.euler import Derivative
+    from hwaga.weights.conversion import Conversion
 
 Progress = Callable[[int, int], None]
 """(bytes loaded, bytes in all)."""
@@ -164,6 +165,16 @@ class Family(Protocol):
             device, dtype: where the networks run, and in which number format.
             lora_bytes: of LoRAs that are kept on the device.
             precision: how the large weights are kept, of ``precisions``; as the dtype where None.
+        """
+
+    layouts: Sequence[str]
+    """Layouts that checkpoints can be written in, diffusers' first."""
+
+    def conversion(self, folder: Path, *, files: Sequence[Path] = (), precision: str | None, layout: str) -> Conversion:
+        """What is to be written to have a checkpoint in another layout or precision. Its weights are not read yet.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or cannot be written like that.
         """
 
     def outline(self, *, dtype: torch.dtype, precision: str | None = None) -> Model:

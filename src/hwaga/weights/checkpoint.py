@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from hwaga.errors import CheckpointError
 from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import Layout
-from hwaga.weights.quantize import Precision, QuantizedLinear
+from hwaga.weights.packed import PackedLinear
+from hwaga.weights.quantize import GROUP, PRECISIONS, Precision, QuantizedLinear
 from hwaga.weights.reader import Reader
 from hwaga.weights.row_table import RowTable
-from hwaga.weights.stored import StoredTensor, stored_tensors
+from hwaga.weights.stored import FORMATS, StoredTensor, stored_tensors
 from hwaga.weights.unit import Unit
 
 DIGEST_BYTES = 2**20
@@ -186,10 +187,42 @@ class Blueprint(Generic[Network]):
 
     def quantize(self, names: str, precision: Precision) -> None:
         """Keeps the linear layers whose names match a pattern, as a whole, in fewer bits. Before ``units``."""
-        pattern = re.compile(names)
-        for name, module in list(self.network.named_modules()):
-            if isinstance(module, nn.Linear) and pattern.fullmatch(name):
+        for name, module in self._linear_layers(names):
+            if not isinstance(module, QuantizedLinear):
                 self.network.set_submodule(name, QuantizedLinear(module, precision))
+
+    def keep_stored(self, names: str, precision: Precision | None) -> None:
+        """Keeps the linear layers whose names match as the files have them, where those have fewer bits. Before ``quantize``.
+
+        Args:
+            precision: what is asked for. Blocks of GGUF are decoded for it, and what Hwaga wrote with as few bits stays.
+
+        Raises:
+            CheckpointError: what Hwaga wrote has more bits than are asked for.
+        """
+        for name, module in self._linear_layers(names):
+            pieces = self.sources[f"{name}.weight"]
+            written = {piece.number_format for piece in pieces if piece.parts}
+            if len(written) == 1 and all(piece.parts for piece in pieces):
+                stored = PRECISIONS[written.pop()]
+                if precision is not None and precision.bits < stored.bits:
+                    raise CheckpointError(
+                        f"{pieces[0].file} is in {stored.name}, and {precision.name} would be rounded twice. Convert the "
+                        f"original to {precision.name}, or leave --precision out."
+                    )
+                self.network.set_submodule(name, QuantizedLinear(module, stored, stored=True))
+            elif precision is None and any(
+                FORMATS[piece.number_format].run_values > 1 for piece in pieces if not piece.parts
+            ):
+                self.network.set_submodule(name, PackedLinear(module, pieces))
+
+    def _linear_layers(self, names: str) -> list[tuple[str, nn.Linear]]:
+        pattern = re.compile(names)
+        return [
+            (name, module)
+            for name, module in self.network.named_modules()
+            if isinstance(module, nn.Linear) and pattern.fullmatch(name)
+        ]
 
     def connect(self, table: str, reader: Reader) -> None:
         """Reads the rows of a ``RowTable`` from the files whenever they are asked for, instead of keeping them."""
@@ -208,6 +241,10 @@ class Blueprint(Generic[Network]):
         found: dict[str, list[tuple[str, nn.Module, Sequence[StoredTensor]]]] = {}
         for name, pieces in self.sources.items():
             owner = self.network.get_submodule(name.rpartition(".")[0])
+            if any(piece.parts for piece in pieces) and not (isinstance(owner, QuantizedLinear) and owner.stored):
+                raise CheckpointError(
+                    f"{pieces[0].file} holds {name} in fewer bits, which is not kept like that. Convert it anew."
+                )
             if not isinstance(owner, RowTable):
                 found.setdefault(unit_of(name), []).append((name, owner, pieces))
         return {name: Unit(self.network.get_submodule(name), weights, dtype) for name, weights in found.items()}
@@ -265,7 +302,7 @@ def _sources(
             found = places.get((name, index))
             if found is None:
                 missing.append(spellings[index])
-            elif found.shape != shape:
+            elif found.shape != shape and not (found.number_format == "int4" and _grouped(found.shape, shape)):
                 misshapen.append(f"{found.name} is {list(found.shape)} and should be {list(shape)}")
             else:
                 sources[name].append(found)
@@ -279,6 +316,11 @@ def _sources(
             f"{place} holds {listed(left_over)}, which the network of {described_by} has no place for."
         )
     return sources
+
+
+def _grouped(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether a weight in int4, whose rows are filled up to whole groups, is of a shape."""
+    return len(wanted) == 2 and found == (wanted[0], -(-wanted[1] // GROUP) * GROUP)
 
 
 def _piece_rows(network: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -21,7 +21,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Generator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -49,16 +49,21 @@ class RemoteFile:
     """A file of a repository.
 
     Attributes:
-        path: where it lies in the repository, with slashes.
+        path: where it is to lie below the model's folder, with slashes.
         size: bytes.
         sha256: of its content, or None for a small file that git itself keeps.
         blob: what the hub calls this content: its sha256, or git's sha1 of it.
+        repo, commit: where it is from.
+        source: where it lies in the repository, if not at ``path``.
     """
 
     path: str
     size: int
     sha256: str | None
     blob: str
+    repo: str = ""
+    commit: str = ""
+    source: str = ""
 
 
 class Unanswered(Exception):  # noqa: N818 - it never leaves this package
@@ -189,11 +194,9 @@ class Hub:
                 f"{self.endpoint} answered with something else than the files of {repo}. "
                 "Open it in a browser: a proxy or a sign-in page may stand between."
             )
-        return commit, files
+        return commit, [replace(file, repo=repo, commit=commit) for file in files]
 
-    def stream(
-        self, repo: str, commit: str, file: RemoteFile, start: int, end: int, *, whole: bool
-    ) -> Generator[bytes, None, None]:
+    def stream(self, file: RemoteFile, start: int, end: int, *, whole: bool) -> Generator[bytes, None, None]:
         """The bytes of a file from ``start`` to before ``end``, as they come; close it to hang up.
 
         Args:
@@ -204,8 +207,8 @@ class Hub:
             RangesIgnored: the server sent the whole file where a range was asked for.
             HubError: the hub refuses.
         """
-        url = f"{self.endpoint}/{repo}/resolve/{commit}/{urllib.parse.quote(file.path)}"
-        response, blob = self._get(url, {} if whole else {"Range": f"bytes={start}-{end - 1}"}, repo)
+        url = f"{self.endpoint}/{file.repo}/resolve/{file.commit}/{urllib.parse.quote(file.source or file.path)}"
+        response, blob = self._get(url, {} if whole else {"Range": f"bytes={start}-{end - 1}"}, file.repo)
         try:
             with self._lock:
                 self._open.add(response)

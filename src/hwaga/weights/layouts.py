@@ -131,6 +131,28 @@ def qwen3_encoder(layers: int) -> Layout:
     )
 
 
+def llama_cpp_qwen3(layers: int) -> Layout:
+    """The same language model as llama.cpp names it in GGUF files. Its rows are in the order of the original's."""
+    return Layout(
+        renames=(
+            ("blk.", "layers."),
+            ("token_embd.weight", "embed_tokens.weight"),
+            ("output_norm.weight", "norm.weight"),
+            (".attn_norm.weight", ".input_layernorm"),
+            (".ffn_norm.weight", ".post_attention_layernorm"),
+            (".attn_q_norm.weight", ".self_attn.q_norm"),
+            (".attn_k_norm.weight", ".self_attn.k_norm"),
+            (".attn_output.", ".self_attn.o_proj."),
+            (".ffn_down.", ".mlp.down_proj."),
+        ),
+        stacks={
+            ".self_attn.qkv_proj.": (".attn_q.", ".attn_k.", ".attn_v."),
+            ".mlp.gate_up_proj.": (".ffn_gate.", ".ffn_up."),
+        },
+        unused=(f"blk.{layers - 1}.*", "output_norm.weight", "output.weight", "rope_freqs.weight"),
+    )
+
+
 AUTOENCODER = Layout()
 """diffusers' ``AutoencoderKL``, whose names are ours."""
 

@@ -115,13 +115,15 @@ class QuantizedLinear(FusedLinear):
 
     Args:
         linear: the layer that it replaces; its bias is taken over. What is kept begins on the meta device.
+        stored: the files have the weight in this precision, and nothing is to be rounded.
     """
 
-    def __init__(self, linear: nn.Linear, precision: Precision) -> None:
+    def __init__(self, linear: nn.Linear, precision: Precision, *, stored: bool = False) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.outs = linear.outs if isinstance(linear, FusedLinear) else (linear.out_features,)
         self.precision = precision
+        self.stored = stored
         self.bias = linear.bias
         self.kept = nn.ParameterList(
             nn.Parameter(torch.empty(shape, dtype=dtype or linear.weight.dtype, device="meta"), requires_grad=False)

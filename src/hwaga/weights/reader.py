@@ -117,6 +117,16 @@ class Reader:
         self._fill(raw, tensor, 0)
         return self._decoded(raw, tensor).view(tensor.shape)
 
+    def slice(self, tensor: StoredTensor, begin: int, end: int) -> Tensor:
+        """A part of a tensor along its first axis, on the CPU, as ``values`` gives the whole."""
+        if len(tensor.shape) < 2:  # may be a part of one block
+            values = self.values(tensor)
+            return values[begin:end] if tensor.shape else values
+        wide = tensor.nbytes // max(tensor.shape[0], 1)
+        raw = torch.empty((end - begin) * wide, dtype=torch.uint8, device="cpu")
+        self._fill(raw, tensor, begin * wide)
+        return self._decoded(raw, tensor).view(end - begin, *tensor.shape[1:])
+
     def rows(self, table: StoredTensor, rows: Sequence[int]) -> Tensor:
         """Some rows of a stored matrix, ``[len(rows), width]``, on the CPU."""
         wide = table.nbytes // table.shape[0]
@@ -142,7 +152,8 @@ class Reader:
             place = 0
             for number, piece in enumerate(reading.pieces):
                 stored = _format(piece)
-                step = CHUNK // stored.run_bytes * stored.run_bytes
+                # Neither the bytes of a chunk nor what its values take on the way are more than some of a ring's buffers.
+                step = CHUNK // max(stored.run_bytes, stored.run_values) * stored.run_bytes
                 starts = range(0, piece.nbytes, step) or range(1)
                 for start in starts:
                     nbytes = min(step, piece.nbytes - start)

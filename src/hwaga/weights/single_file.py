@@ -1,4 +1,4 @@
-"""Networks in safetensors files without a configuration, as ComfyUI keeps them: which file holds what.
+"""Networks in files without a configuration, as ComfyUI and llama.cpp keep them: which file holds what.
 
 Files are told by the names of their tensors, never by their own name, and by their headers alone. One file may hold several
 networks, each below a prefix of its own.
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwaga.errors import CheckpointError
+from hwaga.weights.gguf_file import is_gguf, read_gguf
 from hwaga.weights.stored import FORMATS, NUMBER_FORMATS, SCALED_FORMAT, HeaderEntry, StoredTensor, read_header
 
 Header = Mapping[str, HeaderEntry]
 
 SIGNS = {
     "transformer": r"(|.*\.)cap_pad_token",
-    "text encoder": r"(|.*?\.)(?:model\.)?layers\.0\.self_attn\.q_norm\.weight",
+    "text encoder": r"(|.*?\.)(?:(?:model\.)?layers\.0\.self_attn\.q_norm|blk\.0\.attn_q_norm)\.weight",
     "autoencoder": r"(|.*\.)decoder\.conv_in\.weight",
 }
 """For each network, a tensor that every file of it holds. What stands before its name is the prefix of all its tensors."""
@@ -32,7 +33,7 @@ OTHERS = {
     r"(?:input_blocks|down_blocks)\.0\.": "a Stable Diffusion U-Net",
     r"transformer_blocks\.0\.": "a diffusion transformer of another family",
     r"(?:text_model|encoder\.block\.0\.layer)\.": "a CLIP or T5 text encoder",
-    r"embed_tokens\.weight": "a language model other than Qwen3",
+    r"(?:embed_tokens|token_embd)\.weight": "a language model other than Qwen3",
 }
 """What else a file may be, by a part of a tensor's name; the first that is found counts."""
 
@@ -91,8 +92,9 @@ def find_parts(files: Sequence[Path]) -> dict[str, Part]:
 
 def _read_parts(path: Path) -> dict[str, Part]:
     """The networks in one file. Raises CheckpointError where it holds none, or more than them."""
+    packed = is_gguf(path)
     try:
-        header = read_header(path)
+        header = read_gguf(path).tensors if packed else read_header(path)
     except CheckpointError:
         _check_magic(path)
         raise
@@ -124,7 +126,8 @@ def _read_parts(path: Path) -> dict[str, Part]:
         prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
         if prefix is not None:
             headers[prefix][name.removeprefix(prefix)] = entry
-    return {kind: Part(path, prefix, _tensors(path, prefix, headers[prefix])) for prefix, kind in prefixes.items()}
+    read = _blocks if packed else _tensors
+    return {kind: Part(path, prefix, read(path, prefix, headers[prefix])) for prefix, kind in prefixes.items()}
 
 
 def _check_magic(path: Path) -> None:
@@ -134,13 +137,23 @@ def _check_magic(path: Path) -> None:
             head = file.read(4)
     except OSError:
         return
-    if head == b"GGUF":
-        raise CheckpointError(f"{path.name} is a GGUF file, and Hwaga reads safetensors only. Fetch it in that format.")
     if head == b"PK\x03\x04" or head[:1] == b"\x80":
         raise CheckpointError(
             f"{path.name} is a pickle, which can run code when it is opened, or an archive of one. "
-            "Hwaga reads safetensors only: fetch or convert the checkpoint in that format."
+            "Hwaga reads safetensors and GGUF: fetch or convert the checkpoint in one of them."
         )
+
+
+def _blocks(path: Path, prefix: str, header: Header) -> tuple[StoredTensor, ...]:
+    """Weights of a GGUF file. Some writers drop the pad tokens' axis of length 1."""
+    tensors = []
+    for name, (number_format, shape, offset) in header.items():
+        stored = FORMATS[number_format]
+        size = math.prod(shape) // stored.run_values * stored.run_bytes
+        if name.endswith("_pad_token") and len(shape) == 1:
+            shape = (1, *shape)
+        tensors.append(StoredTensor(prefix + name, path, shape, size, offset, number_format))
+    return tuple(tensors)
 
 
 def _tensors(path: Path, prefix: str, header: Header) -> tuple[StoredTensor, ...]:
@@ -162,10 +175,9 @@ def _tensors(path: Path, prefix: str, header: Header) -> tuple[StoredTensor, ...
     for name, (number_format, shape, offset) in header.items():
         if name in scales or name.endswith(".scale_input") or name == "scaled_fp8":
             continue
-        if number_format not in FORMATS:
-            raise CheckpointError(
-                f"{path.name} stores {prefix}{name} as {number_format}; only {', '.join(FORMATS)} are read here."
-            )
+        if number_format not in (*NUMBER_FORMATS, SCALED_FORMAT):
+            known = ", ".join((*NUMBER_FORMATS, SCALED_FORMAT))
+            raise CheckpointError(f"{path.name} stores {prefix}{name} as {number_format}; only {known} are read here.")
         scale = f"{name.removesuffix('weight')}scale_weight" if name.endswith(".weight") else ""
         if number_format == SCALED_FORMAT and "scaled_fp8" in header and scale not in scales:
             raise CheckpointError(f"{path.name} is marked as scaled fp8 and has no scale for {prefix}{name}.")

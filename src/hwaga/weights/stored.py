@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hwaga.errors import CheckpointError
+from hwaga.weights.block_formats import BLOCK_FORMATS, BlockFormat
+from hwaga.weights.quantize import GROUP
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,25 @@ NUMBER_FORMATS = {"F32": _plain(torch.float32), "F16": _plain(torch.float16), "B
 
 SCALED_FORMAT = "F8_E4M3"
 
+
+def _blocks(entry: BlockFormat) -> StoredFormat:
+    return StoredFormat(
+        entry.nbytes, entry.weights, lambda raw: entry.decode(raw.view(-1, entry.nbytes)).flatten(), torch.float32
+    )
+
+
 FORMATS = {
+    **{name: _blocks(entry) for name, entry in BLOCK_FORMATS.items()},
     **NUMBER_FORMATS,
     SCALED_FORMAT: StoredFormat(1, 1, lambda raw: raw.view(torch.float8_e4m3fn).float(), torch.float32),
+    "I8": _plain(torch.int8),
+    "U8": _plain(torch.uint8),
 }
-"""The same, and what ComfyUI's files may hold besides."""
+"""The same, what ComfyUI's and GGUF files may hold besides, and the codes of weights in fewer bits."""
+
+CODES = {"int8": ("I8", ("", "_scale")), "fp8": (SCALED_FORMAT, ("", "_scale")), "int4": ("U8", ("", "_scale", "_low"))}
+"""For each precision that Hwaga's own files hold: the number format of its codes, and what is added to the name of a weight,
+its precision and an underscore, to name its parts; see ``weights.conversion``."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,8 @@ class StoredTensor:
         offset: of its first byte in the file.
         number_format: a name of ``FORMATS``.
         scale: the tensor of one value that the values are multiplied with; or None.
+        parts: of a weight in fewer bits, its codes and what they are multiplied with and added to. Its number format is a name
+            of ``CODES`` then, and it has no offset of its own.
     """
 
     name: str
@@ -65,6 +83,7 @@ class StoredTensor:
     offset: int
     number_format: str
     scale: StoredTensor | None = None
+    parts: tuple[StoredTensor, ...] = ()
 
 
 class HeaderEntry(NamedTuple):
@@ -106,7 +125,12 @@ def stored_tensors(files: list[Path]) -> list[StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for path in files:
-        for name, (number_format, shape, offset) in read_header(path).items():
+        header = read_header(path)
+        for weight in _in_fewer_bits(path, header):
+            if weight.name in tensors:
+                raise CheckpointError(f"{weight.name} stands in {path.name} and elsewhere. Fetch them again.")
+            tensors[weight.name] = weight
+        for name, (number_format, shape, offset) in header.items():
             if number_format not in NUMBER_FORMATS:
                 raise CheckpointError(
                     f"{path.name} stores {name} as {number_format}; only {', '.join(NUMBER_FORMATS)} are read here."
@@ -118,3 +142,39 @@ def stored_tensors(files: list[Path]) -> list[StoredTensor]:
             size = math.prod(shape) * NUMBER_FORMATS[number_format].run_bytes
             tensors[name] = StoredTensor(name, path, shape, size, offset, number_format)
     return list(tensors.values())
+
+
+def _in_fewer_bits(path: Path, header: dict[str, HeaderEntry]) -> list[StoredTensor]:
+    """Takes the weights in fewer bits out of a header, with all of their parts.
+
+    Raises:
+        CheckpointError: a part is missing, or of another shape or number format than the codes ask for.
+    """
+    found = []
+    for precision, (codes_format, endings) in CODES.items():
+        for name in [name for name in header if name.endswith(f".weight_{precision}")]:
+            entries = [header.pop(name + ending, None) for ending in endings]
+            codes, *factors = entries
+            shape = codes.shape if codes is not None else ()
+            grouped = precision == "int4"
+            wanted = (*shape[:-1], 1) if grouped else (*shape[:1], 1)
+            sound = codes is not None and codes.number_format == codes_format and len(shape) == (3 if grouped else 2)
+            sound = sound and (not grouped or shape[2] == GROUP // 2)
+            if not sound or any(f is None or f.shape != wanted or f.number_format != "BF16" for f in factors):
+                raise CheckpointError(f"{path.name} does not hold {name} with what belongs to it. Write it anew.")
+            parts = tuple(
+                StoredTensor(
+                    name + ending,
+                    path,
+                    entry.shape,
+                    math.prod(entry.shape) * FORMATS[entry.number_format].run_bytes,
+                    entry.offset,
+                    entry.number_format,
+                )
+                for ending, entry in zip(endings, entries, strict=True)
+                if entry is not None
+            )
+            whole = (shape[0], shape[1] * shape[2] * 2) if grouped else (shape[0], shape[1])
+            size = sum(part.nbytes for part in parts)
+            found.append(StoredTensor(name.removesuffix(f"_{precision}"), path, whole, size, 0, precision, parts=parts))
+    return found

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
+from hwaga.weights.block_formats import BLOCK_FORMATS, VALUES_AT_ONCE
 from hwaga.weights.host_buffer import HostBuffer
+from hwaga.weights.packed import PackedLinear
 from hwaga.weights.quantize import QuantizedLinear, encoding_bytes, write_codes
 from hwaga.weights.reader import Reader, Reading, staged_bytes
 from hwaga.weights.stored import StoredTensor
@@ -41,7 +43,8 @@ class Weight:
 
     Attributes:
         name: in our network.
-        codes: the layer that keeps it in fewer bits, or None.
+        codes: the layer that is to keep it in fewer bits, or None.
+        straight: what each place is filled with as it is stored, where the files have fewer bits already; else empty.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Weight:
     pieces: Sequence[StoredTensor]
     places: tuple[Place, ...]
     codes: QuantizedLinear | None
+    straight: tuple[tuple[StoredTensor, ...], ...] = ()
 
 
 class Unit:
@@ -81,7 +85,15 @@ class Unit:
             last = name.rpartition(".")[2]
             codes = owner if isinstance(owner, QuantizedLinear) and last == "weight" else None
             places: tuple[Place, ...]
-            if codes is None:
+            straight: tuple[tuple[StoredTensor, ...], ...] = ()
+            if isinstance(owner, PackedLinear) and last == "weight":
+                owner.dtype = dtype
+                shape = torch.Size((owner.out_features, owner.in_features))
+                places = tuple(
+                    self._placed(owner.kept, str(i), kept.shape, kept.dtype) for i, kept in enumerate(owner.kept)
+                )
+                straight = tuple((replace(piece, number_format="U8", shape=(piece.nbytes,)),) for piece in pieces)
+            elif codes is None:
                 shape = owner.get_parameter(last).shape
                 places = (self._placed(owner, last, shape, dtype),)
             else:
@@ -91,7 +103,9 @@ class Unit:
                     self._placed(codes.kept, str(i), torch.Size(sizes), form or dtype)
                     for i, (sizes, form) in enumerate(kept)
                 )
-            self.weights.append(Weight(name, shape, pieces, places, codes))
+                if codes.stored:
+                    straight = tuple(zip(*(piece.parts for piece in pieces), strict=True))
+            self.weights.append(Weight(name, shape, pieces, places, codes, straight))
         self._away = [
             (place, nn.Parameter(torch.empty(place.shape, dtype=place.dtype, device="meta"), requires_grad=False))
             for weight in self.weights
@@ -106,6 +120,11 @@ class Unit:
         return place
 
     def _filling(self, weight: Weight) -> int:
+        if weight.straight:
+            # Its bytes on their way, and what looking for numbers that are none takes of a piece.
+            parts = [part for parts in weight.straight for part in parts]
+            checked = 16 * min(VALUES_AT_ONCE, math.prod(weight.shape)) if weight.codes is None else 0
+            return max((staged_bytes(part, self.dtype) for part in parts), default=0) + checked
         staged = max((staged_bytes(piece, self.dtype) for piece in weight.pieces), default=0)
         if weight.codes is None:
             return staged
@@ -152,12 +171,22 @@ class Unit:
 
         def readings() -> Iterator[Reading]:
             for weight in self.weights:
-                yield Reading(weight.pieces, partial(into, weight), partial(then, weight))
+                for place, parts in zip(weight.places, weight.straight, strict=False):
+                    last = partial(kept, weight) if place is weight.places[-1] else _nothing
+                    yield Reading(parts, partial(_view, memory, place), last)
+                if not weight.straight:
+                    yield Reading(weight.pieces, partial(into, weight), partial(then, weight))
 
         def into(weight: Weight) -> Tensor:
             if weight.codes is None:
                 return _view(memory, weight.places[0])
             return torch.empty(weight.shape, dtype=self.dtype, device=memory.device)
+
+        def kept(weight: Weight, _: Tensor) -> None:
+            if not self._checked:
+                sound.append(_all_finite(weight, [_view(memory, place) for place in weight.places]))
+            if progress is not None:
+                progress(sum(piece.nbytes for piece in weight.pieces))
 
         def then(weight: Weight, whole: Tensor) -> None:
             if not self._checked:
@@ -193,6 +222,18 @@ def _view(memory: Tensor, place: Place) -> Tensor:
     return memory[place.offset : place.offset + nbytes].view(place.dtype).view(place.shape)
 
 
+def _nothing(_: Tensor) -> None:
+    pass
+
+
+def _all_finite(weight: Weight, kept: Sequence[Tensor]) -> Tensor:
+    """Whether what is kept stands for numbers, as a tensor of one truth. Codes always do; their factors may not."""
+    if weight.codes is not None:
+        return torch.stack([torch.isfinite(factor).all() for factor in kept[1:]]).all()
+    entries = [BLOCK_FORMATS[piece.number_format] for piece in weight.pieces]
+    return torch.stack([entry.all_finite(rows) for entry, rows in zip(entries, kept, strict=True)]).all()
+
+
 def _is_finite(values: Tensor) -> Tensor:
     """Without the copies that ``isfinite`` makes of all values: infinity is the least or the greatest, and NaN is both."""
     if not values.numel():
@@ -203,6 +244,8 @@ def _is_finite(values: Tensor) -> Tensor:
 def _not_finite(weight: Weight, reader: Reader, dtype: torch.dtype) -> str:
     largest = []
     for piece in weight.pieces:
+        if piece.parts:
+            return f"{piece.file}: {piece.name} has a scale that is NaN or infinite. The file is damaged: convert it again."
         values = reader.values(piece)
         if not torch.isfinite(values).all():
             return f"{piece.file}: {piece.name} holds NaN or infinity. The file is damaged: fetch it again."

@@ -9,14 +9,16 @@ import torch
 
 from hwaga.errors import CheckpointError
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
+from hwaga.families.z_image.conversion import LAYOUTS, z_image_conversion
 from hwaga.families.z_image.memory_use import Networks
-from hwaga.families.z_image.model import ZImageModel, lora_targets_of
+from hwaga.families.z_image.model import IN_TEXT_ENCODER, IN_TRANSFORMER, ZImageModel, lora_targets_of
 from hwaga.families.z_image.single_files import AUTOENCODER_CONFIG, SHIFT, TEXT_ENCODER, TRANSFORMER, SingleFiles
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
 from hwaga.weights.checkpoint import Blueprint, file_digest, read_config, weights_digest
 from hwaga.weights.config import ConfigValues
+from hwaga.weights.conversion import Conversion
 from hwaga.weights.layouts import AUTOENCODER, qwen3_encoder, z_image_transformer
 from hwaga.weights.lora import LoraFile
 from hwaga.weights.quantize import PRECISIONS, SOUND
@@ -42,6 +44,7 @@ class ZImage:
     dtypes = ("bfloat16", "float32")
     precisions = tuple(PRECISIONS)
     sound_precisions = SOUND
+    layouts = LAYOUTS
 
     def open(
         self,
@@ -106,6 +109,10 @@ class ZImage:
             precision=PRECISIONS[precision] if precision else None,
             lora_bytes=0,
         )
+
+    def conversion(self, folder: Path, *, files: Sequence[Path] = (), precision: str | None, layout: str) -> Conversion:
+        large = {"transformer": IN_TRANSFORMER, "text_encoder": IN_TEXT_ENCODER}
+        return z_image_conversion(folder, files, precision=precision, layout=layout, quantised=large)
 
     def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
         found = _read_configs(folder, SingleFiles.read(files) if files else None)

@@ -67,6 +67,8 @@ class ZImageModel:
         blueprints = (text_encoder, transformer, autoencoder)
         self.reader.hold({file for blueprint in blueprints for file in blueprint.files})
         self.on_device: OnDevice = _already_there
+        text_encoder.keep_stored(IN_TEXT_ENCODER, precision)
+        transformer.keep_stored(IN_TRANSFORMER, precision)
         if precision is not None:
             text_encoder.quantize(IN_TEXT_ENCODER, precision)
             transformer.quantize(IN_TRANSFORMER, precision)

@@ -7,10 +7,10 @@ files that they are from, so that both ways to a configuration end in the same c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from hwaga.weights.layouts import (
     Z_IMAGE_ORIGINAL,
     Layout,
     ldm_autoencoder,
+    llama_cpp_qwen3,
     qwen3_encoder,
     z_image_transformer,
 )
@@ -46,10 +47,7 @@ TEXT_ENCODER = {"model_type": "qwen3", "max_position_embeddings": 40960, "rms_no
 TEXT_ENCODER_LAYERS = {2560: 36}
 """Layers of a published text encoder by its width, from the same file. A file may lack the last one, which is not needed."""
 
-AUTOENCODER_CONFIG = {
-    "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"], "norm_num_groups": 32,
-    "scaling_factor": 0.3611, "shift_factor": 0.1159,
-}  # fmt: skip
+AUTOENCODER_CONFIG = {"norm_num_groups": 32, "scaling_factor": 0.3611, "shift_factor": 0.1159}
 """From vae/config.json there, which is that of the autoencoder of Flux.1."""
 
 SHIFT = 3.0
@@ -61,9 +59,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class FoundNetwork(Generic[Config, Network]):
-    """A network in a file, with the configuration that follows from it."""
+    """A network in a file, with the configuration that follows from it.
+
+    Attributes:
+        values: the configuration in the words of a configuration file.
+    """
 
     config: Config
+    values: Mapping[str, Any]
     part: Part
     layout: Layout
     build: Callable[[Config], Network]
@@ -133,28 +136,28 @@ def _transformer(part: Part) -> FoundNetwork[TransformerConfig, ZImageTransforme
             f"{part.file}: x_embedder.weight is {[dim, inputs]}. Z-Image has heads of {HEAD_DIM} channels and patches of "
             f"{patch}×{patch} latent pixels, so that this is another model."
         )
-    config = TransformerConfig.from_json(
-        {
-            **TRANSFORMER,
-            "all_patch_size": [patch],
-            "dim": dim,
-            "n_heads": dim // HEAD_DIM,
-            "n_layers": _count(part, r"layers\.(\d+)\."),
-            "n_refiner_layers": _count(part, r"noise_refiner\.(\d+)\."),
-            "in_channels": inputs // patch**2,
-            "cap_feat_dim": shapes.of("cap_embedder.norm", 1)[0],
-            "qk_norm": "layers.0.attention.q_norm" in shapes,
-        }
-    )
-    return FoundNetwork(config, part, layout, ZImageTransformer)
+    values = {
+        **TRANSFORMER,
+        "all_patch_size": [patch],
+        "dim": dim,
+        "n_heads": dim // HEAD_DIM,
+        "n_kv_heads": dim // HEAD_DIM,
+        "n_layers": _count(part, r"layers\.(\d+)\."),
+        "n_refiner_layers": _count(part, r"noise_refiner\.(\d+)\."),
+        "in_channels": inputs // patch**2,
+        "cap_feat_dim": shapes.of("cap_embedder.norm", 1)[0],
+        "qk_norm": "layers.0.attention.q_norm" in shapes,
+    }
+    return FoundNetwork(TransformerConfig.from_json(values), values, part, layout, ZImageTransformer)
 
 
 def _text_encoder(part: Part) -> FoundNetwork[TextEncoderConfig, Qwen3Encoder]:
-    layers = _count(part, r"(?:model\.)?layers\.(\d+)\.")
+    layers = _count(part, r"(?:(?:model\.)?layers|blk)\.(\d+)\.")
+    spelling = llama_cpp_qwen3 if "blk.0.attn_q_norm.weight" in part.names else qwen3_encoder
     # Read with a layout that leaves nothing out, since the first layer may also be the last one there is.
-    shapes = _Shapes(part, qwen3_encoder(layers + 1).below(part.prefix))
+    shapes = _Shapes(part, spelling(layers + 1).below(part.prefix))
     vocabulary, hidden = shapes.of("embed_tokens.weight", 2)
-    if not any(re.fullmatch(r"(?:model\.)?norm\.weight", name) for name in part.names):
+    if not any(re.fullmatch(r"(?:(?:model\.)?|output_)norm\.weight", name) for name in part.names):
         layers += 1  # a file without the final norm was cut off at the layer that is read
     layers = TEXT_ENCODER_LAYERS.get(hidden, layers)
     (head_dim,) = shapes.of("layers.0.self_attn.q_norm", 1)
@@ -164,20 +167,19 @@ def _text_encoder(part: Part) -> FoundNetwork[TextEncoderConfig, Qwen3Encoder]:
         raise CheckpointError(
             f"{part.file}: {queries} channels of queries and {keys} of keys make no heads of {head_dim}. It is damaged."
         )
-    config = TextEncoderConfig.from_json(
-        {
-            **TEXT_ENCODER,
-            "hidden_size": hidden,
-            "intermediate_size": shapes.of("layers.0.mlp.gate_up_proj.weight", 2)[0],
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "head_dim": head_dim,
-            "vocab_size": vocabulary,
-            "attention_bias": "layers.0.self_attn.qkv_proj.bias" in shapes,
-        }
-    )
-    return FoundNetwork(config, part, qwen3_encoder(layers).below(part.prefix), Qwen3Encoder)
+    values = {
+        **TEXT_ENCODER,
+        "hidden_size": hidden,
+        "intermediate_size": shapes.of("layers.0.mlp.gate_up_proj.weight", 2)[0],
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": vocabulary,
+        "attention_bias": "layers.0.self_attn.qkv_proj.bias" in shapes,
+    }
+    config = TextEncoderConfig.from_json(values)
+    return FoundNetwork(config, values, part, spelling(layers).below(part.prefix), Qwen3Encoder)
 
 
 def _autoencoder(part: Part) -> FoundNetwork[AutoencoderConfig, Autoencoder]:
@@ -186,21 +188,21 @@ def _autoencoder(part: Part) -> FoundNetwork[AutoencoderConfig, Autoencoder]:
     layout = (ldm_autoencoder(blocks) if original else AUTOENCODER).below(part.prefix)
     shapes = _Shapes(part, layout)
     widths = [shapes.of(f"encoder.down_blocks.{i}.resnets.0.conv1.weight", 4)[0] for i in range(blocks)]
-    if any(width % AUTOENCODER_CONFIG["norm_num_groups"] for width in widths):  # type: ignore[operator]
+    if any(width % AUTOENCODER_CONFIG["norm_num_groups"] for width in widths):
         raise CheckpointError(f"{part.file} has {widths} channels, which is no autoencoder of Z-Image.")
     resnets = _count(part, r"encoder\.down(?:_blocks)?\.0\.(?:block|resnets)\.(\d+)\.")
-    config = AutoencoderConfig.from_json(
-        {
-            **AUTOENCODER_CONFIG,
-            "block_out_channels": widths,
-            "layers_per_block": resnets,
-            "latent_channels": shapes.of("decoder.conv_in.weight", 4)[1],
-            "mid_block_add_attention": "decoder.mid_block.attentions.0.to_q.weight" in shapes,
-            "use_quant_conv": "quant_conv.weight" in shapes,
-            "use_post_quant_conv": "post_quant_conv.weight" in shapes,
-        }
-    )
-    return FoundNetwork(config, part, layout, Autoencoder)
+    values = {
+        **AUTOENCODER_CONFIG,
+        "down_block_types": ["DownEncoderBlock2D"] * blocks,
+        "up_block_types": ["UpDecoderBlock2D"] * blocks,
+        "block_out_channels": widths,
+        "layers_per_block": resnets,
+        "latent_channels": shapes.of("decoder.conv_in.weight", 4)[1],
+        "mid_block_add_attention": "decoder.mid_block.attentions.0.to_q.weight" in shapes,
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+    }
+    return FoundNetwork(AutoencoderConfig.from_json(values), values, part, layout, Autoencoder)
 
 
 def _count(part: Part, pattern: str) -> int:

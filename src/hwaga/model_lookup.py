@@ -1,0 +1,123 @@
+"""Which card a model's name, folder or file stands for.
+
+A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of Z-Image Turbo. Without
+that too, its files of weights are taken for those of a Z-Image; what they hold is found out when they are opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from hwaga.cards import ASSETS, CARD_FILE, INDEX_FILE, ModelCard
+from hwaga.errors import CheckpointError, UnknownModelError
+
+WEIGHT_FOLDERS = (".", "diffusion_models", "text_encoders", "vae")
+"""Where files of weights without an index are looked for below a model's folder; the names are ComfyUI's."""
+
+FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image", "ZImageImg2ImgPipeline": "z_image"}
+"""Model families by the class that diffusers writes into ``model_index.json``."""
+
+
+def built_in_cards(models: Path) -> dict[str, ModelCard]:
+    """The cards that come with Hwaga, by name.
+
+    Args:
+        models: the folder that fetched models lie in, one folder each, named after the card.
+    """
+    cards = [ModelCard.read(path) for path in sorted((ASSETS / "cards").glob("*.toml"), key=lambda path: path.stem)]
+    bundled = ModelCard.read(ASSETS / "mini" / CARD_FILE)
+    return {card.name: card for card in (bundled, *(_moved(card, models / card.name) for card in cards))}
+
+
+def _moved(card: ModelCard, folder: Path) -> ModelCard:
+    """The card with its files in another folder."""
+    return replace(card, folder=folder, files=tuple(folder / file.relative_to(card.folder) for file in card.files))
+
+
+def find_card(model: str | Path, models: Path) -> ModelCard:
+    """The card for a model's name, a checkpoint folder or a card file.
+
+    Args:
+        model: "mini", "z-image-turbo", a folder, a path to a ``.toml`` file, or to one file with all of a model's weights.
+        models: the folder that fetched models lie in.
+
+    Raises:
+        UnknownModelError: nothing of that name; near names are listed.
+        CardError: a card that is not valid.
+        CheckpointError: a folder that holds no model.
+    """
+    cards = built_in_cards(models)
+    if str(model) in cards:
+        return cards[str(model)]
+    try:
+        path = Path(model).expanduser()
+        is_file, is_folder = path.is_file(), path.is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, nobody's home, a null byte
+        raise UnknownModelError(
+            f"There is no model {str(model)[:200]!r}: {error}. Known models: {', '.join(cards)}."
+        ) from error
+    if is_file:
+        if path.suffix == ".toml":
+            return ModelCard.read(path)
+        if not _holds_weights(path):
+            raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
+        return _card_of_files(path.parent, path.stem, (path,), cards["z-image-turbo"])
+    if is_folder:
+        return _card_of_folder(path, cards["z-image-turbo"])
+    near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    raise UnknownModelError(
+        f"There is no model {str(model)!r}.{meant} Known models: {', '.join(cards)}; a folder or a card file works too."
+    )
+
+
+def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
+    if (folder / CARD_FILE).is_file():
+        return ModelCard.read(folder / CARD_FILE)
+    try:
+        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        pipeline = index["_class_name"]
+    except FileNotFoundError:
+        places = [folder / name for name in WEIGHT_FOLDERS if (folder / name).is_dir()]
+        files = [file for place in places for file in sorted(place.glob("*")) if _holds_weights(file)]
+        if files and not (folder / "transformer").is_dir():  # which would be diffusers' layout without its index
+            return _card_of_files(folder, folder.resolve().name, files, like)
+        raise CheckpointError(
+            f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout, and no files of weights either. "
+            "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/, or one with the files of a "
+            f"transformer, a text encoder and an autoencoder, in itself or in {', '.join(WEIGHT_FOLDERS[1:])}."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Fetch it again.") from error
+    if not isinstance(pipeline, str) or pipeline not in FAMILY_OF_PIPELINE:
+        raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(FAMILY_OF_PIPELINE)}.")
+    return _unnamed_card(like, folder.resolve(), folder.resolve().name, family=FAMILY_OF_PIPELINE[pipeline])
+
+
+def _card_of_files(folder: Path, name: str, files: Sequence[Path], like: ModelCard) -> ModelCard:
+    return _unnamed_card(like, folder.resolve(), name, files=tuple(file.absolute() for file in files))
+
+
+def _unnamed_card(like: ModelCard, folder: Path, name: str, **others: Any) -> ModelCard:
+    return replace(
+        like, name=name, title=name, license="", source="", folder=folder, styles=MappingProxyType({}), download=None,
+        preview=None, own_words_only=False, **others,
+    )  # fmt: skip
+
+
+def _holds_weights(path: Path) -> bool:
+    """Whether a file begins as weights do, in a format that Hwaga reads or in one that it can refuse by name."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        header_fits = int.from_bytes(head[:8], "little") <= path.stat().st_size - 8
+    except OSError:  # a folder, or nothing that may be read
+        return path.suffix == ".safetensors" and path.is_file()
+    pickled = head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
+    return path.suffix == ".safetensors" or (header_fits and head[8:] == b"{") or head[:4] == b"GGUF" or pickled
