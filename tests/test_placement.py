@@ -336,7 +336,7 @@ def test_refused_before_any_work(engine: Engine, monkeypatch: pytest.MonkeyPatch
     assert refused.value.needed == one
     assert isinstance(refused.value, RequestError)
     give(monkeypatch, 1)
-    with pytest.raises(DoesNotFitError, match=r"Give more memory with --vram, keep weights in fewer bits"):
+    with pytest.raises(DoesNotFitError, match="keep weights in fewer bits with --precision int8"):
         engine.generate(TEXT)
 
 
