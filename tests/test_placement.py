@@ -59,6 +59,12 @@ def less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "LESS", 8 * MIB)
 
 
+def within_plan(engine: Engine) -> bool:
+    """Whether no more than what is to stay is on the device; a part that is in use is not filled up meanwhile."""
+    stays = planned(engine)
+    return all(places <= stays[name] for name, places in on_device_now(engine).items())
+
+
 class Failing:
     """Calls of one kind, of which some run out of memory."""
 
@@ -115,7 +121,7 @@ def test_out_of_memory_goes_on_from_there(
     after = engine.plan
     assert after is not None
     assert after.device_bytes <= before.device_bytes - placement.LESS, "with less than there seemed to be"
-    assert on_device_now(engine) == planned(engine)
+    assert within_plan(engine)
     assert bytes_of(engine, BATCH) == expected
     assert engine.plan is not None
     assert engine.plan.budget == before.budget, "what is free now counts for the next request"
@@ -135,7 +141,7 @@ def test_twice_is_an_error_and_the_engine_goes_on(
             engine.generate_many(BATCH)
     assert failing.calls == at + 1, "tried once more, and no more"
     assert refused.value.__context__ is None, "torch's error would hold on to what was computed"
-    assert on_device_now(engine) == planned(engine)
+    assert within_plan(engine)
     assert not torch.is_inference_mode_enabled()
     assert bytes_of(engine, BATCH) == expected
 
@@ -158,7 +164,7 @@ def test_out_of_memory_while_weights_are_brought_in(
                 engine.generate(TEXT)
         assert failing.calls >= times
     assert bytes_of(engine, [TEXT]) == expected
-    assert on_device_now(engine) == planned(engine)
+    assert within_plan(engine)
 
 
 def test_no_room_for_a_second_plan(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,8 +265,7 @@ def test_interleaved_streams_under_a_tight_plan(
     expected = [engine.generate(request).image.tobytes() for request in BATCH]
     give(monkeypatch, tightest + beyond, pinned)
     assert results_of([engine.stream(request) for request in BATCH]) == expected
-    stays = planned(engine)
-    assert all(places <= stays[name] for name, places in on_device_now(engine).items())
+    assert within_plan(engine)
 
 
 def test_a_stream_keeps_its_own_tiles(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
