@@ -286,7 +286,7 @@ def test_a_stream_keeps_its_own_tiles(engine: Engine, monkeypatch: pytest.Monkey
 
 
 def test_a_request_s_own_plan_holds_when_it_goes_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small picture made in between leaves more on the device than a large one has room for."""
+    """What is made in between, with more room, leaves more on the device than its plan allows."""
     large = ImageRequest("a cat", width=640, height=384, seed=5, steps=2)
     give(monkeypatch, least(monkeypatch, engine, [large]) + 2 * MIB)
     expected = engine.generate(large).image.tobytes()
@@ -295,6 +295,7 @@ def test_a_request_s_own_plan_holds_when_it_goes_on(engine: Engine, monkeypatch:
     own = engine.plan
     assert own is not None
     weights = residency_of(engine).device_bytes
+    give(monkeypatch, PLENTY)
     engine.generate(TEXT)
     assert residency_of(engine).device_bytes > weights
     *_, result = events
