@@ -16,7 +16,7 @@ ARGS :=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help install demo test lint format bench chaos clean
+.PHONY: help install demo test lint format bench chaos soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench: $(DEV) ## Time this engine beside diffusers on the bundled model
 
 chaos: $(DEV) ## Kill a server and its worker over and over, crowd it, and see that nothing is lost (Linux; ARGS="--help")
 	$(BIN)/python benchmarks/chaos.py $(ARGS)
+
+soak: $(DEV) ## Make 500 mixed pictures and see that nothing grows (ARGS="--help")
+	$(BIN)/python benchmarks/soak.py $(ARGS)
 
 clean: ## Remove .venv, demo pictures, builds and caches
 	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
