@@ -80,9 +80,9 @@ def test_fewer_pictures_are_offered_first(settings: Settings) -> None:
 
 def test_a_precision_that_would_fit_is_offered(settings: Settings) -> None:
     with pytest.raises(DoesNotFitError, match="With --precision int8 this would fit"):
-        forecast("z-image-turbo", vram="2.4 GiB", ram="16 GiB", precision="full", settings=settings)
+        forecast("z-image-turbo", vram="2.5 GiB", ram="16 GiB", precision="full", settings=settings)
     # By itself, it takes the first one that the default picture fits in.
-    assert forecast("z-image-turbo", vram="2.4 GiB", ram="16 GiB", settings=settings).precision == "int8"
+    assert forecast("z-image-turbo", vram="2.5 GiB", ram="16 GiB", settings=settings).precision == "int8"
 
 
 def test_without_memory_for_anything_the_card_that_would_do_is_named(settings: Settings) -> None:

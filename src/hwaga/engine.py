@@ -20,7 +20,6 @@ from hwaga.cards import ModelCard
 from hwaga.errors import (
     CardError,
     CheckpointError,
-    DeviceMemoryError,
     DoesNotFitError,
     LoraError,
     ModelError,
@@ -40,11 +39,6 @@ from hwaga.sampling.euler import euler
 from hwaga.settings import Settings, bytes_of
 from hwaga.weights.lora import LoraFile
 from hwaga.weights.verified import Verified
-
-LORA_GROWTH = 2
-"""A LoRA takes at most about so many times its file on the device: of layers that are one product here and several in the file,
-each part is widened to the whole by zeros.
-"""
 
 
 class Engine:
@@ -104,6 +98,7 @@ class Engine:
             ModelError: the model is unknown, not there, or damaged.
             DeviceError: this machine has no such device, or the model does not run in that format.
             DoesNotFitError: not even one picture of the smallest size fits the memory.
+            DeviceMemoryError: memory ran out while weights were brought in, which were planned to fit.
         """
         settings = settings or Settings.read()
         card, chosen_device, chosen_dtype = choose(
@@ -139,11 +134,6 @@ class Engine:
                         advice = INSTEAD[chosen_device.type]
                         raise DoesNotFitError(f"{error} {advice}", needed=error.needed) from None
                     continue
-                except torch.OutOfMemoryError as error:
-                    raise DeviceMemoryError(
-                        f"{chosen_device} ran out of memory while weights were brought in, which were planned to fit. Close "
-                        "what else uses it, or give less with --vram."
-                    ) from error
                 undo.pop_all()
             trim_host_memory()
             return cls(card, placement, chosen_dtype, way, settings)
@@ -191,7 +181,7 @@ class Engine:
 
     @torch.inference_mode()
     def stream_many(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:
-        """As ``stream``, for a packed batch; previews are of the first picture, and the list of results comes last."""
+        """As ``stream``, for a packed batch: a step is one of each picture that is not done; the list of results comes last."""
         placement = self._opened()
         model = placement.model
         jobs = [self._resolver.resolve(request) for request in requests]
@@ -212,24 +202,24 @@ class Engine:
             conditionings = [
                 encoded[prompts.index((tuple(job.token_ids), own))] for job, own in zip(jobs, adapters, strict=True)
             ]
-            latents = [attempt(partial(self._start, placement, job)) for job in jobs]
+            latents = [attempt(partial(self._start, model, job, attempt)) for job in jobs]
             began = self._now()
 
             shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
             denoising = partial(model.denoising, conditionings, shapes, schedules, adapters)
             derivative = attempt(lambda: in_use.enter_context(denoising()))
-            total, waited = max(len(schedule) for schedule in schedules) - 1, 0.0
+            totals, waited = tuple(len(schedule) - 1 for schedule in schedules), 0.0
             for state in euler(lambda *at: attempt(partial(derivative, *at)), latents, schedules):
-                latents, shown = state.latents, [state.denoised[0]]
+                latents, shown = state.latents, list(state.denoised)
                 left = time.perf_counter()
                 try:
-                    yield Step(state.index, total, state.sigmas[0], partial(self._preview, shown))
+                    yield Step(state.index, max(totals), state.sigmas[0], totals, partial(self._preview, shown))
                 finally:
                     shown.clear()  # a Step that is kept keeps no latents
                 waited += time.perf_counter() - left
         denoised = self._now()
 
-        images = [attempt(partial(self._picture, placement, latent)) for latent in latents]
+        images = [attempt(partial(self._picture, model, latent, attempt)) for latent in latents]
         timings = Timings(began - start, denoised - began - waited, self._now() - denoised)
         trim_host_memory()
         yield [
@@ -258,6 +248,15 @@ class Engine:
         self._opened()
         return self._resolver.resolve(request).request
 
+    def at_once(self, requests: Sequence[ImageRequest]) -> int:
+        """How many of the first of some requests are better made as one batch than one by one, for want of memory; at least 1.
+
+        Raises:
+            RequestError: the model does not take one of them.
+        """
+        placement, jobs = self._opened(), [self._resolver.resolve(request) for request in requests]
+        return placement.at_once([job.picture for job in jobs], max(len(job.schedule) for job in jobs) - 1)
+
     def _opened(self) -> Placement:
         if self._placement is None:
             raise RuntimeError("This engine is closed. Open another one.")
@@ -267,17 +266,17 @@ class Engine:
         """Brings weights to where the jobs' plan wants them."""
         pictures = [job.picture for job in jobs]
         steps = max(len(job.schedule) for job in jobs) - 1
-        files = {lora.file for job in jobs for lora in job.loras}
-        extra = sum(LORA_GROWTH * file.stat().st_size for file in files)
+        loras = {tuple((lora.file, lora.weight) for lora in job.loras) for job in jobs}
+        extra = sum(placement.model.new_bytes(each) for each in loras)
         try:
             return placement.fit(pictures, steps, extra)
         except DoesNotFitError as error:
             smaller = what_would_fit(self.card, pictures, lambda fewer: placement.would_fit(fewer, steps))
             raise DoesNotFitError(f"{error} {smaller or INSTEAD[self.device.type]}", needed=error.needed) from None
 
-    def _start(self, placement: Placement, job: Job) -> Tensor:
+    def _start(self, model: Model, job: Job, attempt: Attempt) -> Tensor:
         """Latents at the first sigma of the job's schedule."""
-        model, request, sigma = placement.model, job.request, job.schedule[0].item()
+        request, sigma = job.request, job.schedule[0].item()
         # Noise comes from the CPU's generator, so that a seed means the same on every device and in every batch.
         generator = torch.Generator("cpu").manual_seed(job.seed)
         if request.source is None:
@@ -285,18 +284,18 @@ class Engine:
         pixels = _to_pixels(request.source.fitted(cast(int, request.width), cast(int, request.height), request.fit))
         # The reference samples the encoder's posterior, and spends the seed's first numbers on it.
         posterior = _noise(job.shape, generator).to(self.device) if request.steps_scale else None
-        latents = model.encode_pixels(pixels.to(self.device), posterior, placement.tile("source"))
+        latents = model.encode_pixels(pixels.to(self.device), posterior, attempt.tile("source"))
         return model.noised(latents, _noise(job.shape, generator).to(self.device), sigma)
 
-    def _picture(self, placement: Placement, latents: Tensor) -> Image.Image:
-        return _to_image(placement.model.decode_latents(latents, placement.tile("decode")))
+    def _picture(self, model: Model, latents: Tensor, attempt: Attempt) -> Image.Image:
+        return _to_image(model.decode_latents(latents, attempt.tile("decode")))
 
-    def _preview(self, shown: list[Tensor]) -> Image.Image | None:
+    def _preview(self, shown: list[Tensor], picture: int) -> Image.Image | None:
         if not shown or self.card.preview is None:
             return None
         with torch.inference_mode():
-            *rows, offset = torch.tensor(self.card.preview, device=shown[0].device).unbind()
-            return _to_image(torch.einsum("chw,cr->rhw", shown[0], torch.stack(rows)) + offset[:, None, None])
+            *rows, offset = torch.tensor(self.card.preview, device=shown[picture].device).unbind()
+            return _to_image(torch.einsum("chw,cr->rhw", shown[picture], torch.stack(rows)) + offset[:, None, None])
 
     def _now(self) -> float:
         """Wall time once the device has caught up; only called between phases."""

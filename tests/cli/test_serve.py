@@ -41,6 +41,24 @@ def serving(log: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes
         process.wait()
 
 
+def test_what_may_be_asked_for_at_once(tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--batch", "2", "--rate-limit", "2", "--job-timeout", "300")
+    with serving(tmp_path / "log", *options) as (_, url), httpx2.Client(base_url=url, timeout=60) as client:
+        body = {"prompt": "a red apple", "steps": 1, "seed": 7}
+        jobs = [client.post("/v1/jobs", json=body).json()["id"] for _ in range(2)]
+        assert client.post("/v1/jobs", json=body).status_code == 429
+        events = []
+        for job in jobs:  # they waited for the model to be loaded, so that both were there
+            with client.stream("GET", f"/v1/jobs/{job}/events") as stream:
+                events.append(
+                    [line.removeprefix("id: ") for line in stream.iter_lines() if line.startswith(("id", "event"))]
+                )
+        numbers = {(kind.removeprefix("event: "), place): int(id) for place, own in enumerate(events)
+                   for id, kind in zip(own[::2], own[1::2], strict=True)}  # fmt: skip
+        assert max(numbers["started", 0], numbers["started", 1]) < min(numbers["step", 0], numbers["step", 1])
+        assert {("succeeded", 0), ("succeeded", 1)} <= numbers.keys()
+
+
 def test_from_a_start_to_an_end(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with serving(log, "--device", "cpu") as (process, url), httpx2.Client(base_url=url, timeout=60) as client:

@@ -8,6 +8,7 @@ import pytest
 from hwaga.memory.budget import (
     CONTEXT,
     DEVICE_RESERVE,
+    DEVICE_RESERVE_SHARE,
     HOST_BASE,
     HOST_RESERVE,
     STEP,
@@ -100,23 +101,28 @@ def gpu(free: float, reserved: float = 0, allocated: float = 0) -> DeviceMemory:
     return DeviceMemory(24 * GIB, int(free * GIB), int(reserved * GIB), int(allocated * GIB))
 
 
+def usable(nbytes: int) -> int:
+    """Of free memory, without what the allocator cannot use of it."""
+    return int(nbytes * (1 - DEVICE_RESERVE_SHARE)) - DEVICE_RESERVE
+
+
 def test_what_others_hold_of_a_gpu_is_gone() -> None:
-    assert budget("cuda", gpu(10), RAM, SMALL).device_bytes == 10 * GIB - DEVICE_RESERVE
-    assert budget("cuda", gpu(3), RAM, SMALL).device_bytes == 3 * GIB - DEVICE_RESERVE
+    assert budget("cuda", gpu(10), RAM, SMALL).device_bytes == usable(10 * GIB)
+    assert budget("cuda", gpu(3), RAM, SMALL).device_bytes == usable(3 * GIB)
 
 
 def test_what_the_engine_holds_itself_is_its_to_use() -> None:
     # 6 of 7 GiB that the allocator has taken are in use, 5 of them by weights that could leave.
     found = budget("cuda", gpu(10, reserved=7, allocated=6), RAM, SMALL, held=5 * GIB)
-    assert found.device_bytes == (10 + 1 + 5) * GIB - DEVICE_RESERVE
+    assert found.device_bytes == usable((10 + 1 + 5) * GIB)
 
 
 def test_a_cap_is_of_all_that_the_process_takes() -> None:
     found = budget("cuda", gpu(20), RAM, SMALL, vram=8 * GIB)
-    assert found.device_bytes == 8 * GIB - CONTEXT - DEVICE_RESERVE
+    assert found.device_bytes == usable(8 * GIB - CONTEXT)
     # What somebody else in this process keeps there counts as taken.
     found = budget("cuda", gpu(20, reserved=3, allocated=3), RAM, SMALL, held=GIB, vram=8 * GIB)
-    assert found.device_bytes == 6 * GIB - CONTEXT - DEVICE_RESERVE
+    assert found.device_bytes == usable(6 * GIB - CONTEXT)
     # A cap above what is free adds nothing, and one that is too small leaves nothing.
     assert budget("cuda", gpu(5), RAM, SMALL, vram=23 * GIB) == budget("cuda", gpu(5), RAM, SMALL)
     assert budget("cuda", gpu(20), RAM, SMALL, vram=GIB // 2).device_bytes == 0
@@ -156,7 +162,7 @@ def test_on_the_cpu_the_host_is_the_device() -> None:
 
 def test_a_gpu_that_is_thought_of() -> None:
     found = budget("cuda", None, None, None, vram=8 * GIB, ram=16 * GIB)
-    assert found.device_bytes == 8 * GIB - CONTEXT - DEVICE_RESERVE
+    assert found.device_bytes == usable(8 * GIB - CONTEXT)
     assert found.host_base == HOST_BASE["cuda"]
     assert found.pinned_bytes == (16 * GIB - HOST_BASE["cuda"] - HOST_RESERVE) // 2
     # Of a host that is there, what the process will take when it starts is not to be had for weights.

@@ -255,7 +255,8 @@ def test_z_image_fits_every_card_from_six_gibibytes(z_image: Model, cap: float, 
     made = plan(z_image.demand(batch, 8, 0), given)
     assert made.peak_vram_bytes <= given.device_bytes < cap * GIB
     assert made.peak_ram_bytes <= 16 * GIB
-    assert made.tile("decode") is None  # whole, and so exact, on each of them
+    # Whole, and so exact, on each of them but the smallest.
+    assert (made.tile("decode") is None) == (cap > 6 or name != "1536")
     if cap == 22.5 and name == "1024":
         assert all(part.mode == "resident" for part in made.parts)
     if cap <= 12:

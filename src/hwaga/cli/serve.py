@@ -48,6 +48,14 @@ def serve(
         typer.Option(help="Most that each worker may take of the machine's memory (HWAGA_RAM, or what is free)."),
     ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Most jobs that may wait.")] = 1000,
+    batch: Annotated[
+        int, typer.Option(min=1, max=64, help="Most pictures that a device draws at once, of one job or of several.")
+    ] = 1,
+    job_timeout: Annotated[float, typer.Option(min=1, help="Seconds that the pictures of a job may take.")] = 600,
+    rate_limit: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="How often a minute each API key may ask for work (as often as it likes)."),
+    ] = None,
     keep_days: Annotated[float, typer.Option(min=0, help="How long ended jobs and their pictures are kept.")] = 7,
     keep_bytes: Annotated[str, typer.Option(help="Most room for pictures: older ones go first.")] = "20 GiB",
     allow_host: Annotated[
@@ -90,10 +98,12 @@ def serve(
                 vram=vram or settings.vram,
                 ram=ram or settings.ram,
                 devices=device or [settings.device],
+                batch=batch,
+                job_timeout=job_timeout,
                 keep_seconds=keep_days * 86400,
                 keep_bytes=room,
             )
-            access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback)
+            access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback, per_minute=rate_limit)
             app = create_app(dispatcher, card, settings, access)
         except BaseException:
             store.close()

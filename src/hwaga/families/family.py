@@ -75,6 +75,9 @@ class Model(Protocol):
     def kept_bytes(self) -> int:
         """Of the device, for whatever is kept in case it is used again."""
 
+    def new_bytes(self, loras: Sequence[tuple[Path, float]]) -> int:
+        """About the most that ``adapters`` would take of the device for them, beside what is kept."""
+
     def demand(self, pictures: Sequence[Picture], steps: int, kept: int) -> Demand:
         """What a batch asks of memory.
 
@@ -113,10 +116,10 @@ class Model(Protocol):
     ) -> AbstractContextManager[Derivative]:
         """The denoiser for a batch, with all that does not depend on the step computed."""
 
-    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None) -> Tensor:
+    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None = None) -> Tensor:
         """Latents of one picture: the encoder's mean, or a sample of its posterior. In pieces of ``tile`` pixels if set."""
 
-    def decode_latents(self, latents: Tensor, tile: int | None) -> Tensor:
+    def decode_latents(self, latents: Tensor, tile: int | None = None) -> Tensor:
         """Pixels of one picture's latents, not clamped. In pieces of ``tile`` pixels if set."""
 
 

@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 
-CONTEXT = int(0.75 * GIB)
-"""What CUDA takes of a GPU for a process, beside the process's tensors: 0.51 GiB when it starts and 0.67 with the first
-kernels on an H100. Counted where a cap is given; of a real device it has been taken already.
+CONTEXT = int(0.8 * GIB)
+"""What CUDA takes of a GPU for a process, beside the process's tensors: 0.51 GiB when it starts and 0.75 after pictures of
+all kinds on an H100 (``benchmarks/gpu_memory.py``). Counted where a cap is given; of a real device it has been taken already.
 """
 
-DEVICE_RESERVE = 192 * 2**20
-"""Of the device, for what the allocator cannot use of what it takes."""
+DEVICE_RESERVE = 128 * 2**20
+DEVICE_RESERVE_SHARE = 0.04
+"""Of the device, for what the allocator cannot use of what it takes: so much, and this share of the whole. With 0.07 GiB left
+of 15.25, four pictures took twice their time, since memory was given back and taken again at every step.
+"""
 
 HOST_BASE = {"cpu": int(0.4 * GIB), "mps": int(0.6 * GIB), "cuda": int(1.1 * GIB)}
 """Anonymous memory of a process with torch and a context on such a device, where none is running."""
@@ -161,12 +164,13 @@ def budget(
         return Budget(device, max(available - HOST_RESERVE, 0), 0, base)
     limits = []
     if memory is not None:
-        limits.append(memory.free + memory.reserved - memory.allocated + held - DEVICE_RESERVE)
+        limits.append(memory.free + memory.reserved - memory.allocated + held)
     if vram is not None:
         others = 0 if memory is None else memory.allocated - held
-        limits.append(vram - CONTEXT - others - DEVICE_RESERVE)
+        limits.append(vram - CONTEXT - others)
     may_lock = max(int((available - HOST_RESERVE) * PINNED_SHARE), 0) if device == "cuda" else 0
-    return Budget(device, max(min(limits, default=0), 0), may_lock, base)
+    found = min(limits, default=0)
+    return Budget(device, max(int(found * (1 - DEVICE_RESERVE_SHARE)) - DEVICE_RESERVE, 0), may_lock, base)
 
 
 def rounded(found: Budget) -> Budget:
@@ -178,5 +182,5 @@ def rounded(found: Budget) -> Budget:
 
 def cap_for(device_bytes: int) -> int:
     """The smallest cap of a GPU that leaves so much for weights and work, to a hundredth of a GiB above."""
-    least = -(-device_bytes // STEP) * STEP + CONTEXT + DEVICE_RESERVE
+    least = int((-(-device_bytes // STEP) * STEP + DEVICE_RESERVE) / (1 - DEVICE_RESERVE_SHARE)) + CONTEXT
     return -(-least * 100 // GIB) * GIB // 100 + 1

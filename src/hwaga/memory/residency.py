@@ -113,15 +113,7 @@ class Residency:
         Raises:
             CheckpointError: a weight cannot be read.
         """
-        for each in plan.parts:
-            self._parts[each.name].plan = each
-        self._drop_copies(plan)
-        for each in plan.parts:
-            part = self._parts[each.name]
-            for place in sorted(set(part.memory) - _staying(each)):
-                if place in _pinned(each):
-                    part.unit(place).park(part.memory[place])
-                self._release(part, place)
+        self.shrink(plan)
         for each in plan.parts:
             part = self._parts[each.name]
             if part.users:
@@ -134,6 +126,18 @@ class Residency:
                     unit.park(memory)
             for place in sorted(_staying(each) - set(part.memory)):
                 self._bring_in(part, place, progress)
+
+    def shrink(self, plan: Plan) -> None:
+        """Sends away what a plan has no room for, and brings nothing in."""
+        for each in plan.parts:
+            self._parts[each.name].plan = each
+        self._drop_copies(plan)
+        for each in plan.parts:
+            part = self._parts[each.name]
+            for place in sorted(set(part.memory) - _staying(each)):
+                if place in _pinned(each):
+                    part.unit(place).park(part.memory[place])
+                self._release(part, place)
 
     @contextmanager
     def on_device(self, name: str, passes: int = 1) -> Iterator[None]:
@@ -151,6 +155,8 @@ class Residency:
                     self._bring_in(part, REST, None)
                 if not all(block.attached for block in part.blocks):
                     part.stream = self._stream(part)
+            elif part.stream is not None:
+                part.stream.more(passes)
             yield
         finally:
             part.users -= 1

@@ -52,23 +52,31 @@ class BlockStream:
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._slots: list[_Slot] = []
         self._make_slots(min(slots, len(self._away)))
-        for slot in self._slots:
-            self._fetch_following(slot)
+        try:
+            for slot in self._slots:
+                self._fetch_following(slot)
+        except BaseException:
+            self.close()  # nobody has the stream yet who could
+            raise
 
     def enter(self, index: int) -> None:
         """Makes a block ready to run. Blocks that run before may still compute."""
-        if index == self._current:
+        if index == self._current and self.blocks[index].attached:
             return
-        left = self._slot_of(self._current)
-        self._current = index
+        left = None if index == self._current else self._slot_of(self._current)
+        self._current = None  # until it is ready: after an error it may be entered again
         if left is not None:
             self._fetch_following(left)
         slot = self._slot_of(index)
-        if slot is None and self.blocks[index].attached:
-            return
-        slot = slot or self._fetch_now(index)
-        if slot.arrived is not None:
+        if slot is None and not self.blocks[index].attached:
+            slot = self._fetch_now(index)
+        if slot is not None and slot.arrived is not None:
             torch.cuda.current_stream(self.device).wait_event(slot.arrived)
+        self._current = index
+
+    def more(self, passes: int) -> None:
+        """Somebody else runs all blocks so often besides."""
+        self._left += len(self._away) * passes
 
     def close(self) -> None:
         """Gives the slots back, also while copies are under way."""

@@ -14,6 +14,7 @@ from hwaga.server import health, native, openai_images, plans, refusals
 from hwaga.server.access_log import AccessLog
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.drawing import Front
+from hwaga.server.folders import own_folders
 from hwaga.server.security import Access, Gate
 from hwaga.settings import Settings
 from hwaga.tokens import token_checker
@@ -42,15 +43,22 @@ def create_app(dispatcher: Dispatcher, card: ModelCard, settings: Settings, acce
         try:
             yield
         finally:
+            app.state.front.decoders.shutdown(wait=False, cancel_futures=True)
             await dispatcher.stop(0)
 
     # Its pages of documentation would load scripts from elsewhere.
     app = FastAPI(title="Hwaga", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     app.state.front = Front(
-        dispatcher, card, Library.load(settings.packs), LoraLibrary(settings.loras), token_checker(card)
+        dispatcher,
+        card,
+        Library.load(settings.packs),
+        LoraLibrary(settings.loras),
+        token_checker(card),
+        own_folders(settings, card),
     )
     app.state.metrics = health.Metrics()
     dispatcher.on_end = app.state.metrics.observe
+    dispatcher.on_step = app.state.metrics.steps.inc
     refusals.add_to(app)
     for part in (native, openai_images, plans, health):
         app.include_router(part.router)

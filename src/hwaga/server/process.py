@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 class WorkerProcess:
     """A worker that was started: what it said waits in ``messages``, with None at its end, and ``gone`` is set by then.
-    ``plan`` is the last that it told of its memory.
+    ``plan`` is the last that it told of where its weights lie, and ``memory`` of its device's, if it has any of its own.
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class WorkerProcess:
     ) -> None:
         self.gone = False
         self.plan: dict[str, Any] | None = None
+        self.memory: wire.DeviceMemory | None = None
         self.messages: asyncio.Queue[wire.Message | None] = asyncio.Queue(maxsize=4)
         self._process, self._writer = process, writer
         self._reading = asyncio.create_task(self._read(reader))
@@ -60,6 +61,8 @@ class WorkerProcess:
             while (message := await wire.receive_async(reader)) is not None:
                 if isinstance(message, wire.Plan):
                     self.plan = message.plan
+                elif isinstance(message, wire.DeviceMemory):
+                    self.memory = message
                 else:
                     await self.messages.put(message)
         except WireError:

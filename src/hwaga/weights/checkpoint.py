@@ -137,6 +137,11 @@ class Blueprint(Generic[Network]):
         return cls(network, {name: [] for name, _ in network.named_parameters()})
 
     @property
+    def files(self) -> set[Path]:
+        """That the weights are read from."""
+        return {piece.file for pieces in self.sources.values() for piece in pieces}
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes that ``load`` reads."""
         return sum(piece.nbytes for pieces in self.sources.values() for piece in pieces)

@@ -21,8 +21,11 @@ from hwaga.weights.fused import FusedLinear
 GROUP = 64
 """Weights of a row that share a scale, in int4."""
 
-ROWS_AT_ONCE = 2048
-"""Rows that are quantised at a time: the work takes a few times their memory in float32."""
+VALUES_AT_ONCE = 2**20
+"""Weights that are quantised at a time, or one row of them."""
+
+ENCODING = 18
+"""Bytes that quantising takes for each weight of those at a time: at most four copies in float32, and codes."""
 
 _SMALLEST = 1e-30
 _FP8_MOST = 448.0
@@ -133,7 +136,18 @@ class QuantizedLinear(FusedLinear):
 
 def write_codes(weight: Tensor, precision: Precision, kept: Sequence[Tensor]) -> None:
     """Writes what is kept of a weight ``[rows, width]`` over tensors of the shapes of ``precision.kept``."""
-    for start in range(0, len(weight), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
+    at_once = _rows_at_once(weight.shape[1])
+    for start in range(0, len(weight), at_once):
+        rows = slice(start, start + at_once)
         for place, part in zip(kept, precision.encode(weight[rows].float()), strict=True):
             place[rows] = part
+
+
+def encoding_bytes(shape: Sequence[int]) -> int:
+    """What ``write_codes`` takes beside a weight ``[rows, width]`` and what is kept of it."""
+    rows, width = shape
+    return min(rows, _rows_at_once(width)) * -(-width // GROUP) * GROUP * ENCODING
+
+
+def _rows_at_once(width: int) -> int:
+    return max(VALUES_AT_ONCE // max(width, 1), 1)

@@ -7,6 +7,7 @@ turned into numbers there. The host never holds more than the ring.
 from __future__ import annotations
 
 import os
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,7 +61,10 @@ class _Chunk(NamedTuple):
 
 
 class Reader:
-    """Reads stored tensors to one device. Files stay open until it is closed, so that what replaces them is not mixed in."""
+    """Reads stored tensors to one device. Files stay open until it is closed, so that what replaces them is not mixed in.
+
+    It may be used on after ``close``, by whoever still has work to end; then it is closed when nobody holds it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -68,6 +72,19 @@ class Reader:
         self._ring: list[HostBuffer] = []
         self._copied: list[torch.cuda.Event | None] = [None] * THREADS
         self._threads: ThreadPoolExecutor | None = None
+        weakref.finalize(self, _close, self._files)
+
+    def hold(self, files: Iterable[Path]) -> None:
+        """Opens files now, while they are those whose headers were read.
+
+        Raises:
+            CheckpointError: one is not there any more.
+        """
+        for path in files:
+            try:
+                self._file(path)
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be read: {error.strerror}. Fetch it again.") from error
 
     def read(self, readings: Iterable[Reading]) -> None:
         """Reads weights one after the other. On a GPU, the last copies may still be under way in the current stream.
@@ -83,10 +100,12 @@ class Reader:
         try:
             for count, chunk in enumerate(self._chunks(readings)):
                 if len(under_way) == THREADS:
-                    self._land(*under_way.popleft(), into)
+                    self._land(*under_way[0], into)
+                    under_way.popleft()
                 under_way.append((chunk, count % THREADS, self._start(chunk, count % THREADS)))
             while under_way:
-                self._land(*under_way.popleft(), into)
+                self._land(*under_way[0], into)
+                under_way.popleft()
         finally:
             for _, _, future in under_way:  # after an error: no thread may write into the ring any more
                 if future is not None and not future.cancel():
@@ -115,9 +134,8 @@ class Reader:
                 event.synchronize()
         for buffer in self._ring:
             buffer.close()
-        for file in self._files.values():
-            os.close(file)
-        self._threads, self._ring, self._files, self._copied = None, [], {}, [None] * THREADS
+        _close(self._files)
+        self._threads, self._ring, self._copied = None, [], [None] * THREADS
 
     def _chunks(self, readings: Iterable[Reading]) -> Iterator[_Chunk]:
         for reading in readings:
@@ -203,6 +221,24 @@ class Reader:
         if tensor.scale is None:
             return values
         return values * self.values(tensor.scale).item()
+
+
+def _close(files: dict[Path, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
+
+
+def staged_bytes(tensor: StoredTensor, dtype: torch.dtype) -> int:
+    """What a tensor takes on a GPU on its way to ``dtype``, beside the place that it is read to."""
+    stored = _format(tensor)
+    as_it_is = tensor.number_format in NUMBER_FORMATS and tensor.scale is None
+    if as_it_is and stored.dtype == dtype:
+        return 0
+    raw = min(tensor.nbytes, CHUNK)
+    if as_it_is:
+        return raw
+    # The values that are decoded, and those times their scale.
+    return raw + raw // stored.run_bytes * stored.run_values * stored.dtype.itemsize * 2
 
 
 def _format(tensor: StoredTensor) -> StoredFormat:

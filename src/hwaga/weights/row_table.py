@@ -36,13 +36,18 @@ class RowTable(nn.Module):
         """``[len(rows), width]``.
 
         Raises:
-            CheckpointError: the file ends early, or a row is not finite.
+            CheckpointError: the file ends early, or a row is not finite or not there.
         """
         assert self._source is not None, "not connected with a file"
         stored, reader = self._source
         found, place = sorted(set(rows)), {}
         for index, row in enumerate(found):
             place[row] = index
+        if found and not 0 <= found[0] <= found[-1] < stored.shape[0]:
+            raise CheckpointError(
+                f"{stored.file}: {stored.name} has {stored.shape[0]} rows, and row {found[-1]} was asked for. The tokenizer "
+                "belongs to another checkpoint."
+            )
         values = reader.rows(stored, found)
         if not torch.isfinite(values).all():
             raise CheckpointError(

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
 from hwaga.weights.host_buffer import HostBuffer
-from hwaga.weights.quantize import QuantizedLinear, write_codes
-from hwaga.weights.reader import Reader, Reading
+from hwaga.weights.quantize import QuantizedLinear, encoding_bytes, write_codes
+from hwaga.weights.reader import Reader, Reading, staged_bytes
 from hwaga.weights.stored import StoredTensor
 
 ALIGNMENT = 256
@@ -98,13 +98,19 @@ class Unit:
             for place in weight.places
         ]
         self.stored_bytes = sum(piece.nbytes for weight in self.weights for piece in weight.pieces)
-        whole = [math.prod(weight.shape) * dtype.itemsize for weight in self.weights if weight.codes is not None]
-        self.filling_bytes = max(whole, default=0)
+        self.filling_bytes = max((self._filling(weight) for weight in self.weights), default=0)
 
     def _placed(self, module: nn.Module, name: str, shape: torch.Size, dtype: torch.dtype) -> Place:
         place = Place(module, name, shape, dtype, self.nbytes)
         self.nbytes += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
         return place
+
+    def _filling(self, weight: Weight) -> int:
+        staged = max((staged_bytes(piece, self.dtype) for piece in weight.pieces), default=0)
+        if weight.codes is None:
+            return staged
+        # Its last chunk has been converted before it is encoded.
+        return math.prod(weight.shape) * self.dtype.itemsize + max(staged, encoding_bytes(weight.shape))
 
     def views(self, memory: Tensor) -> Iterator[tuple[Place, Tensor]]:
         """Each parameter as a view of uint8 ``[nbytes]``."""
@@ -155,7 +161,7 @@ class Unit:
 
         def then(weight: Weight, whole: Tensor) -> None:
             if not self._checked:
-                sound.append(torch.isfinite(whole).all())
+                sound.append(_is_finite(whole))
             if weight.codes is not None:
                 write_codes(whole, weight.codes.precision, [_view(memory, place) for place in weight.places])
             if progress is not None:
@@ -185,6 +191,13 @@ class Unit:
 def _view(memory: Tensor, place: Place) -> Tensor:
     nbytes = math.prod(place.shape) * place.dtype.itemsize
     return memory[place.offset : place.offset + nbytes].view(place.dtype).view(place.shape)
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    """Without the copies that ``isfinite`` makes of all values: infinity is the least or the greatest, and NaN is both."""
+    if not values.numel():
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    return torch.isfinite(torch.stack(torch.aminmax(values))).all()
 
 
 def _not_finite(weight: Weight, reader: Reader, dtype: torch.dtype) -> str:

@@ -64,6 +64,8 @@ class ZImageModel:
         self.device = device
         self.dtype = dtype
         self.reader = Reader(device)
+        blueprints = (text_encoder, transformer, autoencoder)
+        self.reader.hold({file for blueprint in blueprints for file in blueprint.files})
         self.on_device: OnDevice = _already_there
         if precision is not None:
             text_encoder.quantize(IN_TEXT_ENCODER, precision)
@@ -103,6 +105,9 @@ class ZImageModel:
     @property
     def kept_bytes(self) -> int:
         return self.loras.kept.nbytes + self.captions.nbytes
+
+    def new_bytes(self, loras: Sequence[tuple[Path, float]]) -> int:
+        return self.loras.new_bytes(loras)
 
     def demand(self, pictures: Sequence[Picture], steps: int, kept: int) -> Demand:
         sizes = []
@@ -227,12 +232,12 @@ class ZImageModel:
 
         return velocity
 
-    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None) -> Tensor:
+    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None = None) -> Tensor:
         noise = None if posterior_noise is None else posterior_noise[None]
         with self.on_device("vae", 1):
             return self.autoencoder.encode(pixels[None], noise, tile)[0]
 
-    def decode_latents(self, latents: Tensor, tile: int | None) -> Tensor:
+    def decode_latents(self, latents: Tensor, tile: int | None = None) -> Tensor:
         with self.on_device("vae", 1):
             return self.autoencoder.decode(latents[None], tile)[0]
 
