@@ -9,7 +9,9 @@ import pytest
 from hwaga.engine import Engine
 from hwaga.errors import CheckpointError, DeviceError, DoesNotFitError, RequestError, SettingsError, SizeError
 from hwaga.forecast import forecast
+from hwaga.memory.plan import Budget
 from hwaga.model_lookup import find_card
+from hwaga.placement import Placement
 from hwaga.request import ImageRequest
 from hwaga.settings import Settings
 
@@ -54,7 +56,7 @@ def needed_card(error: DoesNotFitError) -> str:
 
 def test_what_does_not_fit_is_refused_with_what_would(settings: Settings) -> None:
     request = ImageRequest("a fox", width=1536, height=1536)
-    with pytest.raises(DoesNotFitError, match=r"One picture of (\d+)x(\d+) \(.*\) would fit\.") as error:
+    with pytest.raises(DoesNotFitError, match=r"One picture of (\d+)x(\d+).* would fit\.") as error:
         forecast("z-image-turbo", request, vram="3 GiB", ram="16 GiB", settings=settings)
     named = re.search(r"One picture of (\d+)x(\d+)", str(error.value))
     assert named is not None
@@ -87,6 +89,38 @@ def test_without_memory_for_anything_the_card_that_would_do_is_named(settings: S
     with pytest.raises(DoesNotFitError) as error:
         forecast("z-image-turbo", vram="1 GiB", ram="16 GiB", settings=settings)
     forecast("z-image-turbo", vram=f"{needed_card(error.value)} GiB", ram="16 GiB", settings=settings)
+
+
+def test_a_card_that_is_too_small_for_the_default_size_draws_smaller_ones(settings: Settings) -> None:
+    def said(side: int) -> str:
+        request = ImageRequest("a fox", width=side, height=side)
+        return forecast("z-image-turbo", request, vram="1.95 GiB", ram="16 GiB", settings=settings).precision
+
+    with pytest.raises(DoesNotFitError, match=r"One picture of (\d+)x\1 would fit") as error:
+        said(1024)
+    named = re.search(r"One picture of (\d+)x", str(error.value))
+    assert named is not None
+    assert said(int(named[1])) in ("full", "int8")
+
+
+def test_an_engine_opens_for_small_pictures_where_the_default_size_does_not_fit(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mini = find_card("mini", settings.models)
+    card = replace(mini, limits=replace(mini.limits, listed_sizes_only=False, min_side=64))
+
+    def given(device_bytes: int) -> None:
+        monkeypatch.setattr(Placement, "budget", lambda _: Budget("cpu", device_bytes))
+
+    given(0)
+    with pytest.raises(DoesNotFitError, match="--precision int8") as error:
+        Engine.open(card, device="cpu", precision="full", settings=settings)
+    given(error.value.needed)
+    with Engine.open(card, device="cpu", precision="full", settings=settings) as engine:
+        small = engine.generate(ImageRequest("a fox", width=64, height=64, steps=1, seed=1))
+        assert small.image.size == (64, 64)
+        with pytest.raises(DoesNotFitError, match="This needs"):
+            engine.generate(ImageRequest("a fox", steps=1))
 
 
 def test_a_device_that_is_asked_for_is_planned_for(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -26,7 +27,7 @@ from hwaga.errors import (
 )
 from hwaga.families import find_family
 from hwaga.families.family import Model, Progress
-from hwaga.forecast import FULL, INSTEAD, choose, default_picture, precisions, what_would_fit
+from hwaga.forecast import FULL, INSTEAD, choose, first_pictures, precisions, what_would_fit
 from hwaga.memory.budget import process_memory
 from hwaga.memory.device import peak_allocated, reset_peak
 from hwaga.memory.plan import Plan
@@ -96,7 +97,7 @@ class Engine:
         Raises:
             ModelError: the model is unknown, not there, or damaged.
             DeviceError: this machine has no such device, or the model does not run in that format.
-            DoesNotFitError: not even one picture of the default size fits the memory.
+            DoesNotFitError: not even one picture of the smallest size fits the memory.
             DeviceMemoryError: memory ran out while weights were brought in, which were planned to fit.
         """
         settings = settings or Settings.read()
@@ -112,7 +113,8 @@ class Engine:
                 f"{card.name} is only partly on this machine: {marker.missing[0]} is missing or damaged in {card.folder}. "
                 f"`hwaga download {card.name}` fetches what is, or add --to with that folder."
             )
-        for way in ways:
+        attempts = list(itertools.product(first_pictures(card), ways))
+        for picture, way in attempts:
             opened = find_family(card.family).open(
                 card.folder,
                 files=card.files,
@@ -126,16 +128,16 @@ class Engine:
                 undo.callback(placement.close)
                 _check_preview(card, opened)
                 try:
-                    placement.fit([default_picture(card)], card.steps, progress=progress)
+                    placement.fit([picture], card.steps, progress=progress)
                 except DoesNotFitError as error:
-                    if way == ways[-1]:
+                    if (picture, way) == attempts[-1]:
                         advice = INSTEAD[chosen_device.type]
                         raise DoesNotFitError(f"{error} {advice}", needed=error.needed) from None
                     continue
                 undo.pop_all()
             trim_host_memory()
             return cls(card, placement, chosen_dtype, way, settings)
-        raise AssertionError("the last way returns or raises")
+        raise AssertionError("the last attempt returns or raises")
 
     def close(self) -> None:
         """Lets go of the weights. The engine makes no more pictures; a stream that is under way can still end."""

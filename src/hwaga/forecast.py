@@ -6,9 +6,10 @@ one of this machine, or an NVIDIA GPU that is only thought of.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -31,6 +32,9 @@ from hwaga.weights.verified import Verified
 
 FULL = "full"
 AUTO = "auto"
+
+SIDES = (2048, 1536, 1280, 768, 512, 384, 256)
+"""Of squares that are offered where a picture does not fit, beside the card's shapes."""
 
 IMAGINED = "cuda"
 """The kind of GPU that is thought of."""
@@ -140,8 +144,8 @@ def forecast(
         if request is not None:
             size, steps = size_of(request, card, first), steps_of(request, card)
         pictures = (Picture(*size, card.limits.tokens, source),) * number
-        usual = default_picture(card)
-        way = next((way for way in ways if planned(way, [usual], card.steps)), ways[-1])
+        tried = itertools.product(first_pictures(card), ways)
+        way = next((way for picture, way in tried if planned(way, [picture], card.steps)), ways[-1])
         try:
             made = plan(model_kept(way).demand(pictures, steps, 0), there)
         except DoesNotFitError as error:
@@ -176,11 +180,13 @@ def what_would_fit(
     for fewer in range(len(pictures) - 1, 0, -1):
         if fits(pictures[:fewer]):
             return f"{fewer} of these pictures at a time would fit."
-    sizes = sorted(card.aspects.items(), key=lambda each: each[1][0] * each[1][1], reverse=True)
-    for name, (width, height) in sizes:
-        smaller = Picture(width, height, pictures[0].tokens, pictures[0].source)
+    sizes = [(f"{width}x{height} ({name})", width, height) for name, (width, height) in card.aspects.items()]
+    if not card.limits.listed_sizes_only:
+        sizes += [(f"{side}x{side}", side, side) for side in SIDES if _takes(card, side)]
+    for size, width, height in sorted(sizes, key=lambda each: each[1] * each[2], reverse=True):
+        smaller = replace(pictures[0], width=width, height=height)
         if width * height < pictures[0].width * pictures[0].height and fits([smaller]):
-            return f"One picture of {width}x{height} ({name}) would fit."
+            return f"One picture of {size} would fit."
     return None
 
 
@@ -206,10 +212,21 @@ def precisions(card: ModelCard, precision: str) -> tuple[str, ...]:
     return (FULL, *family.sound_precisions) if precision == AUTO else (precision,)
 
 
-def default_picture(card: ModelCard) -> Picture:
-    """What a model is planned for before there is a request: the default size, from as long a prompt as is usual."""
-    width, height = card.default_size
-    return Picture(width, height, card.limits.tokens)
+def first_pictures(card: ModelCard) -> list[Picture]:
+    """What a model is planned for before there is a request, from as long a prompt as is usual: the default size, and where
+    that does not fit, the smallest that it takes.
+    """
+    sizes = [card.default_size]
+    if not card.limits.listed_sizes_only:
+        side = -(-card.limits.min_side // card.limits.multiple) * card.limits.multiple
+        sizes.append((side, side))
+    return [Picture(*size, card.limits.tokens) for size in sizes]
+
+
+def _takes(card: ModelCard, side: int) -> bool:
+    limits = card.limits
+    fits = limits.min_side <= side <= limits.max_side and side * side <= limits.max_pixels
+    return fits and side % limits.multiple == 0
 
 
 def find_dtype(name: str | None, offered: Sequence[str], device: str) -> torch.dtype:
