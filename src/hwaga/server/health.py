@@ -85,12 +85,13 @@ async def figures(request: Request, front: TheFront, _: Owner) -> Response:
     metrics.restarts.set(dispatcher.restarts)
     processes = {"front": os.getpid()} | {f"worker {place}": pid for place, pid in enumerate(dispatcher.worker_pids)}
     for name, pid in processes.items():
-        if (size := _rss_anon(pid)) is not None:
+        if (size := rss_anon(pid)) is not None:
             metrics.memory.labels(name).set(size)
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _rss_anon(pid: int) -> int | None:
+def rss_anon(pid: int) -> int | None:
+    """Anonymous memory of a process in bytes, where the system tells."""
     with contextlib.suppress(OSError):  # it has ended, or this is not Linux
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
