@@ -155,9 +155,7 @@ async def status(front: TheFront, _: Owner) -> StatusView:
         running=counts["running"],
         workers=dispatcher.workers,
         expected_wait_seconds=await dispatcher.call(dispatcher.store.expected_wait, dispatcher.workers),
-        memory=[
-            ProcessMemory(process=name, rss_anon_bytes=size) for name, size in sizes.items() if size is not None
-        ],
+        memory=[ProcessMemory(process=name, rss_anon_bytes=size) for name, size in sizes.items() if size is not None],
         host_memory_bytes=_host_memory(),
     )
 
@@ -180,7 +178,7 @@ _PICTURE = {"schema": {"type": "string", "format": "binary"}}
     responses={
         **RESPONSES,
         200: {
-            "content": {kind: _PICTURE for kind in ("image/png", "image/jpeg", "image/webp")},
+            "content": dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _PICTURE),
             "description": "As sent",
         },
         304: {"description": "The picture that If-None-Match names"},

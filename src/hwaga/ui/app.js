@@ -2,7 +2,7 @@
 
 import * as api from "/ui/api.js";
 import { Composer } from "/ui/composer.js";
-import { complain, find, toast } from "/ui/elements.js";
+import { complain, debounced, find, toast } from "/ui/elements.js";
 import { Gallery } from "/ui/gallery.js";
 import { Jobs } from "/ui/jobs.js";
 import { Progress } from "/ui/progress.js";
@@ -11,6 +11,7 @@ import { apply, changes as words, t } from "/ui/words.js";
 import { Viewer } from "/ui/viewer.js";
 
 const LOOK = 5000; // ms
+const SOON = 1000; // ms, while the model is being loaded
 
 const offered = async () => {
   const [status, styles, industries] = await Promise.all(["/v1/status", "/v1/styles", "/v1/industries"].map((path) => api.get(path)));
@@ -56,10 +57,11 @@ async function begin() {
   });
   page = { jobs, offer, composer };
   tell(offer.status);
+  jobs.addEventListener("work", debounced(400, look));
   await jobs.start();
   gallery.begin();
   document.body.classList.add("begun");
-  setTimeout(look, LOOK);
+  looking = setTimeout(look, SOON);
 }
 
 async function retry(view, composer) {
@@ -76,7 +78,7 @@ async function look() {
       // The notice about the connection says it.
     }
   }
-  looking = setTimeout(look, LOOK);
+  looking = setTimeout(look, page.offer.status.ready ? LOOK : SOON);
 }
 
 function tell(status) {

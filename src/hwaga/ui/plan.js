@@ -1,7 +1,7 @@
 // The memory plan of a model as a picture: a bar for each phase, stacked by what lies in memory, against the budget.
 
 import { h } from "/ui/elements.js";
-import { bytes, t } from "/ui/words.js";
+import { bytes, known, t } from "/ui/words.js";
 
 const PARTS = [["weights", "weights"], ["working", "workingMemory"], ["kept", "kept"]];
 
@@ -15,7 +15,7 @@ export function drawnPlan(plan) {
     return h(
       "li",
       {},
-      h("span", { className: "phase" }, phase.name),
+      h("span", { className: "phase" }, known(`phase_${phase.name}`) ? t(`phase_${phase.name}`) : phase.name),
       h("span", { className: "bar", title: told.join(" · "), "aria-hidden": "true" }, ...PARTS.map(([part]) => h("i", { className: `part-${part}`, style: { "--share": (phase.vram[part] || 0) / most } }))),
       h("span", { className: "peak" }, bytes(peak(phase))),
       h("span", { className: "hidden" }, told.join(", ")),

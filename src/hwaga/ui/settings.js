@@ -96,13 +96,13 @@ export class Settings {
       const total = status.host_memory_bytes;
       const wait = status.queued + status.running ? status.expected_wait_seconds : 0;
       const line = (label, ...values) => h("div", {}, h("dt", {}, label), h("dd", {}, ...values));
+      const parts = status.memory.map((process) => `${t(process.process === "front" ? "front" : "worker")} ${bytes(process.rss_anon_bytes)}`).join(" · ");
       const share = (bytes) => h("i", { style: { "--share": total ? bytes / total : 0 } });
       this.server.replaceChildren(
         h("dl", { className: "facts" },
           line(t("model"), status.model.title),
           line(t("queue"), t("queueLine", status), h("br"), h("span", { className: "hint" }, wait ? t("wait", { time: duration(wait) }) : t("waitNone"))),
-          line(t("memory"), total ? t("memoryOf", { used: bytes(used), total: bytes(total) }) : bytes(used), h("span", { className: "share", "aria-hidden": "true" }, ...status.memory.map((process) => share(process.rss_anon_bytes)))),
-          ...status.memory.map((process) => line(`· ${process.process === "front" ? t("front") : t("worker")}`, bytes(process.rss_anon_bytes))),
+          line(t("memory"), total ? t("memoryOf", { used: bytes(used), total: bytes(total) }) : bytes(used), h("span", { className: "share", "aria-hidden": "true" }, ...status.memory.map((process) => share(process.rss_anon_bytes))), h("span", { className: "hint" }, parts)),
         ),
         ...(status.problem ? [h("p", { className: "error" }, status.problem)] : []),
         h("p", { className: "hint" }, t("version", { version: status.version })),

@@ -81,7 +81,7 @@ const WORDS = {
   zoomIn: ["Zoom in", "확대"],
   zoomOut: ["Zoom out", "축소"],
   fit: ["Fit", "맞춤"],
-  compare: ["Before and after", "전후 비교"],
+  compare: ["Compare", "전후 비교"],
   before: ["Before", "전"],
   after: ["After", "후"],
   wipe: ["How much of the picture before is shown", "이전 그림을 보이는 정도"],
@@ -127,6 +127,9 @@ const WORDS = {
   front: ["Requests", "요청 처리"],
   worker: ["Drawing", "그리기"],
   plan: ["GPU memory by phase", "단계별 GPU 메모리"],
+  phase_encode: ["Read the prompt", "프롬프트 읽기"],
+  phase_denoise: ["Draw", "그리기"],
+  phase_decode: ["Finish", "마무리"],
   budget: ["Budget {size}", "한도 {size}"],
   weights: ["Weights", "가중치"],
   workingMemory: ["Working", "작업"],
@@ -185,6 +188,7 @@ export function t(key, values = {}) {
   return text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
 }
 
+/** Whether there are words for it in this language. */
 export const known = (key) => key in WORDS && Boolean(t(key));
 
 /** A title from the server, which has one for each language. */
