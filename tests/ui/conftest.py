@@ -58,10 +58,9 @@ class Server:
         threading.Thread(target=self.log.extend, args=(process.stderr,), daemon=True).start()
 
     def stop(self) -> None:
-        """Ends it at once; what it was drawing waits for the next start."""
+        """Ends it as a service manager would: what it is drawing is finished, and the queue kept."""
         if self.process is not None:
             self.process.send_signal(signal.SIGTERM)
-            self.process.send_signal(signal.SIGINT)
             self.process.wait(60)
             self.process = None
 

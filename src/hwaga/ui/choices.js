@@ -1,6 +1,6 @@
 // What the composer offers to choose from, as the server has it: styles, shapes, businesses, things to leave out.
 
-import { find, h, icon, radios } from "/ui/elements.js";
+import { find, h, icon, radios, renew } from "/ui/elements.js";
 import { current, t, titled } from "/ui/words.js";
 
 const EXAMPLES = ["realistic", "semi_realistic", "anime"]; // drawn by the bundled model: examples/style_thumbnails.py
@@ -49,7 +49,8 @@ export class Choices {
     ];
     const row = find("styles");
     const far = row.scrollLeft;
-    row.replaceChildren(
+    renew(
+      row,
       ...radios("style", choices, {
         chosen: this.style,
         on: (value) => {
@@ -100,10 +101,11 @@ export class Choices {
         .map((use) => ({ value: use.name, title: SHORT[use.name]?.[current()] || titled(use), full: titled(use), pixels: this.pixels(use.name, use.name === this.use ? aspect : null) })),
     ];
     if (this.size) choices.push({ value: "exact", title: this.size.replace("x", "×"), pixels: this.size.split("x").map(Number) });
-    const shown = JSON.stringify([choices, current(), this.use]);
-    if (shown === this.shown) return; // drawn anew, the choice that has the focus would lose it
+    const shown = JSON.stringify([choices, current()]);
+    if (shown === this.shown) return;
     this.shown = shown;
-    find("shapes").replaceChildren(
+    renew(
+      find("shapes"),
       ...radios("use", choices, {
         chosen: this.size ? "exact" : this.use,
         on: (value) => {
@@ -132,7 +134,8 @@ export class Choices {
 
   renderAvoid() {
     const names = [...AVOIDABLE, ...this.avoid.filter((name) => !AVOIDABLE.includes(name))];
-    find("avoid").replaceChildren(
+    renew(
+      find("avoid"),
       ...names.map((name) => {
         const box = h("input", {
           type: "checkbox", name: "avoid", value: name, checked: this.avoid.includes(name),

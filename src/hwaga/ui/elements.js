@@ -85,6 +85,13 @@ export function debounced(wait, run) {
   };
 }
 
+/** Puts other children into an element; of choices, the one that has the focus keeps it. */
+export function renew(element, ...children) {
+  const held = element.contains(document.activeElement) ? document.activeElement.value : null;
+  element.replaceChildren(...children);
+  if (held !== null) (element.querySelector(`[value="${CSS.escape(held)}"]`) || element.querySelector(":checked"))?.focus({ preventScroll: true });
+}
+
 /** A set of choices of which one holds: radio buttons whose looks are up to `face`. */
 export function radios(name, choices, { face, chosen, on }) {
   return choices.map((choice) => {

@@ -28,7 +28,7 @@ export class Stage {
       "div",
       { className: "zoom" },
       button("minus", "zoomOut", () => this.zoom(1 / STEP)),
-      h("button", { type: "button", className: "quiet", title: t("fit"), "aria-label": t("fit"), on: { click: () => this.reset() } }, this.level),
+      h("button", { type: "button", className: "quiet", title: t("fit"), on: { click: () => this.reset() } }, this.level, h("span", { className: "hidden" }, t("fit"))),
       button("plus", "zoomIn", () => this.zoom(STEP)),
     );
     this.view = h("div", { className: "stage-view" }, this.sheet);
