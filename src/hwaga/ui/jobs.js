@@ -7,6 +7,7 @@ const PAGE = 30; // jobs a request
 const STREAMS = 2; // browsers allow six connections to a server over HTTP/1.1, and all tabs share them
 const BUSY = 1500; // ms between looks while jobs wait or run
 const IDLE = 5000;
+const TOLD = 25; // ms between the events of a job that are told in a row, to a page that comes back
 
 const isOver = (view) => ["succeeded", "failed", "cancelled"].includes(view.status);
 
@@ -174,8 +175,10 @@ export class Jobs extends EventTarget {
     }
     if (kind === "step") {
       const { step, total } = data.progress;
-      // Time is counted from the first step that was seen, so that loading and waiting are not in it.
-      job.since ??= { step, at: performance.now() };
+      // Time is counted from the first step that was seen to happen: not loading, not waiting, nor those told of afterwards in a row.
+      const now = performance.now();
+      if (!job.since || now - job.heard < TOLD) job.since = { step, at: now };
+      job.heard = now;
       if (data.preview) job.frames.set(Math.min(job.view.number - 1, Math.floor((step - 1) / (total / job.view.number))), data.preview);
     }
     this.#emit("progress", job);

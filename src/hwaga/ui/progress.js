@@ -60,6 +60,7 @@ export class Progress {
     // Moved only where the order is another one: moving an element takes the focus from what is in it.
     if (elements.some((element, place) => this.section.children[place] !== element)) this.section.append(...elements);
     this.section.hidden = !elements.length;
+    document.title = order.length ? `(${order.length}) Hwaga` : "Hwaga";
   }
 
   #card(job) {
