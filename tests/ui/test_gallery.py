@@ -128,6 +128,7 @@ def test_again_vary_and_edit(full_server: Server, visit: Visit) -> None:
     page.get_by_role("button", name="Edit").click()
     expect(page.locator("#viewer")).to_be_hidden()
     expect(page.locator("#prompt")).to_have_value("picture 65")
+    expect(page.locator("#prompt")).to_be_focused()
     expect(page.locator("#seed")).to_have_value("65")
     expect(page.get_by_role("radio", name="Anime")).to_be_checked()
 

@@ -66,7 +66,7 @@ def test_three_styles(server: Server, visit: Visit) -> None:
     for style, title in titles.items():
         expect(page.locator(f".swatch[data-style={style}] img")).to_have_js_property("naturalWidth", 160)
         page.get_by_role("radio", name=title).check(force=True)
-        draw(page, f"a red apple on a yellow background, {style}", seed=7)
+        draw(page, f"a red apple on a yellow background, {style}", seed=7, steps=4)
     for style in titles:
         tile(page, f"a red apple on a yellow background, {style}")
     jobs = [of_prompt(server, f"a red apple on a yellow background, {style}") for style in titles]

@@ -6,6 +6,7 @@ import { complain, debounced, find, toast } from "/ui/elements.js";
 import { Gallery } from "/ui/gallery.js";
 import { Jobs } from "/ui/jobs.js";
 import { Progress } from "/ui/progress.js";
+import { explained } from "/ui/refusals.js";
 import { Settings } from "/ui/settings.js";
 import { apply, changes as words, t } from "/ui/words.js";
 import { Viewer } from "/ui/viewer.js";
@@ -65,8 +66,13 @@ async function begin() {
 }
 
 async function retry(view, composer) {
-  const source = view.kind === "image2image" ? await api.picture(`/v1/jobs/${view.id}/source`) : null;
-  composer.fill(view.request, source);
+  try {
+    const source = view.kind === "image2image" ? await api.picture(`/v1/jobs/${view.id}/source`) : null;
+    composer.fill(view.request, source);
+  } catch (error) {
+    if (!(error instanceof api.Refusal)) throw error;
+    toast(explained(error));
+  }
 }
 
 async function look() {

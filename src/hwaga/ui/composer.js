@@ -39,6 +39,7 @@ export class Composer {
         this.#submit();
       }
     });
+    if (/Mac|iP/.test(navigator.platform)) this.form.querySelector("kbd").textContent = "⌘ ↵";
     find("fewer").addEventListener("click", () => this.#count(-1));
     find("more").addEventListener("click", () => this.#count(1));
     words.addEventListener("language", () => this.#render());
@@ -85,7 +86,8 @@ export class Composer {
     choices.avoid = wanted.avoid || [];
     choices.loras = wanted.lora || [];
     find("options").open = find("options").open || Boolean(wanted.lora || wanted.avoid || wanted.seed !== undefined);
-    if (source) this.start.use(source, wanted.strength ?? 0.6);
+    if (source) this.start.use(source, wanted.strength);
+    else if (this.start.blob) this.start.clear(); // those settings had nothing to do with it
     this.#render();
     this.#changed();
     this.focus();

@@ -63,8 +63,9 @@ export class Gallery extends EventTarget {
   #add(view, fresh) {
     const gone = this.pictures.filter((picture) => picture.job.id === view.id && !view.images.some((image) => image.id === picture.id));
     if (gone.length) this.#remove(gone.map((picture) => picture.id));
-    view.images.forEach((image, place) => {
-      if (this.#known.has(image.id) || this.#removed.has(image.id)) return;
+    // Each look at the server tells of all these jobs anew: what is known stays as it is.
+    const come = view.images.map((image, place) => ({ image, place })).filter(({ image }) => !this.#known.has(image.id) && !this.#removed.has(image.id));
+    for (const { image, place } of come) {
       const picture = { id: image.id, job: view, place };
       picture.element = this.#tile(picture, fresh);
       this.#known.set(image.id, picture);
@@ -74,8 +75,8 @@ export class Gallery extends EventTarget {
       this.pictures.splice(at, 0, picture);
       picture.element.hidden = !this.#matches(picture);
       this.near.observe(picture.element);
-    });
-    if (view.images.length) this.#renderState();
+    }
+    if (come.length) this.#renderState();
   }
 
   #tile(picture, fresh) {

@@ -25,7 +25,7 @@ export class Jobs extends EventTarget {
   start() {
     if (this.#tabs) {
       this.#tabs.onmessage = ({ data }) => {
-        if (data.removed) this.#emit("removed", data.removed);
+        if (data.removed) this.forget(data.removed);
         this.look();
       };
     }
@@ -114,8 +114,13 @@ export class Jobs extends EventTarget {
     } catch (error) {
       if (error.status !== 404) throw error; // gone already, which is what was wanted
     }
-    this.#emit("removed", [id]);
+    this.forget([id]);
     this.#tabs?.postMessage({ removed: [id] });
+  }
+
+  /** Says that pictures are no longer there. */
+  forget(ids) {
+    this.#emit("removed", ids);
   }
 
   #emit(kind, detail) {

@@ -10,6 +10,7 @@ const LOOK = 2000; // ms
 
 export class Settings {
   #timer = 0;
+  #asked = false;
 
   /** `keyed` is called after a key has been entered. */
   constructor({ keyed }) {
@@ -18,7 +19,11 @@ export class Settings {
     find("open-settings").addEventListener("click", () => this.open());
     this.dialog.addEventListener("close", () => clearTimeout(this.#timer));
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
-    api.changes.addEventListener("key", () => this.open(true));
+    // It is asked for once, and again after another one has been tried; whoever closes the drawer is not pestered.
+    api.changes.addEventListener("key", () => {
+      if (!this.#asked) this.open(true);
+      this.#asked = true;
+    });
     words.addEventListener("language", () => {
       if (!this.dialog.open) return;
       this.#render();
@@ -82,6 +87,7 @@ export class Settings {
       complain(find("key-error"), "");
       field.value = "";
       toast(t("saved"));
+      this.#asked = false;
       this.dialog.close();
       this.keyed();
     } catch (error) {

@@ -87,7 +87,7 @@ export class StartPicture {
   #render() {
     const image = h("img", { alt: "" });
     show(image, this.blob).catch(() => {});
-    const value = h("output", { className: "strength-value", for: "strength" }, this.strength.toFixed(2));
+    const value = h("output", { className: "strength-value", for: "strength", "aria-live": "off" }, this.strength.toFixed(2));
     const slider = h("input", {
       id: "strength", type: "range", min: "0.05", max: "1", step: "0.05", value: String(this.strength),
       on: {

@@ -24,7 +24,8 @@ export class Viewer {
       const tile = this.#picture?.element.querySelector("button");
       this.#picture = this.#png = this.#settings = null;
       this.dialog.replaceChildren();
-      tile?.focus();
+      // Where the way led to the form, the focus is there already.
+      if (!find("composer").contains(document.activeElement)) tile?.focus();
     });
     gallery.addEventListener("removed", ({ detail }) => {
       if (this.#picture && detail.includes(this.#picture.id)) this.#leave();
@@ -51,9 +52,13 @@ export class Viewer {
       this.#renderFacts();
     } catch (error) {
       if (this.#picture !== picture) return;
-      if (error.status === 404) toast(t("gone"));
-      else toast(explained(error));
-      this.dialog.close();
+      if (error.status === 404) {
+        toast(t("gone"));
+        this.jobs.forget([picture.id]);
+      } else {
+        toast(explained(error));
+        this.dialog.close();
+      }
     }
   }
 
