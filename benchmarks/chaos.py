@@ -1,10 +1,11 @@
-"""A server under attack: its worker and itself killed at bad moments, too many clients, and rude ones.
+"""A server under attack: its worker and itself killed at bad moments, too many clients, rude ones, a full disk, a taken port.
 
     python benchmarks/chaos.py [--worker-kills 100] [--server-kills 50] [--load-seconds 300] [--seed 1]
 
-A real ``hwaga serve`` with the bundled model on the CPU, over plain HTTP. Every job that was accepted must come to exactly one
-end, with its pictures, whatever was killed; see ``examine`` in tests/storm.py for all that is checked. The counts, and what was
-wrong, go to ``results/chaos.json``; the exit code is 1 if anything was. Linux only.
+A real ``hwaga serve`` with the bundled model on the CPU, over plain HTTP, that draws up to three pictures at once. Every job
+that was accepted must come to exactly one end, with its pictures, whatever was killed; see ``examine`` in tests/storm.py for
+all that is checked. The counts, and what was wrong, go to ``results/chaos.json``; the exit code is 1 if anything
+was. Linux only.
 """
 
 from __future__ import annotations
@@ -34,13 +35,15 @@ from report import write_report
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
+import full_disk
 from storm import AIMS, Asked, Crowd, Served, after_death, await_moment, examine, until
 
 from hwaga.server.jobs import TERMINAL
 
+PARTS = ("kills", "load", "rude", "taken_port", "full_disk")
 PROMPTS = ["a red apple on a yellow background", "파란 배경의 고양이", "a cup of coffee on a mint background"]
 SPAN = 0.25  # seconds after an event within which is killed: an encoding, a step or a decoding of the bundled model, and more
-OPTIONS = ("--model", "mini", "--device", "cpu")
+OPTIONS = ("--model", "mini", "--device", "cpu", "--batch", "3")
 
 
 def kills(folder: Path, worker_kills: int, server_kills: int, seed: int) -> dict[str, Any]:
@@ -263,6 +266,26 @@ def rude(folder: Path, seconds: float) -> dict[str, Any]:
     }
 
 
+def taken_port(folder: Path) -> dict[str, Any]:
+    """A second server for the port of the first: it says so and ends, and the first one's jobs are none of its business."""
+    faults: list[str] = []
+    with Served(folder, *OPTIONS) as served, httpx2.Client(base_url=served.url, timeout=120) as client:
+        served.until_ready()
+        body = {"prompt": PROMPTS[0], "steps": 20, "seed": 1}
+        asked = {"first": Asked(body)}
+        job = client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "first"}).json()["id"]
+        asked["first"].ids.add(job)
+        second = served.second()
+        if second.returncode != 2 or "cannot be listened on" not in second.stderr:
+            faults.append(f"A second server ended with {second.returncode}: {second.stderr[-500:]}")
+        rest = Crowd(served, PROMPTS, clients=0)
+        rest.asked = asked
+        rest.settle()
+        served.terminate()
+    faults += rest.faults + examine(served.folder, asked)
+    return {"exit_code_of_the_second": second.returncode, "ends": ends(asked), "faults": faults}
+
+
 def ends(asked: dict[str, Asked]) -> dict[str, int]:
     return dict(Counter(" and ".join(sorted(told.ends)) for told in asked.values()))
 
@@ -314,14 +337,19 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folders = [Path(temporary) / name for name in ("kills", "load", "rude")]
+        folders = [Path(temporary) / name for name in PARTS]
         for folder in folders:
             folder.mkdir()
         figures: dict[str, Any] = {"seed": arguments.seed}
         figures["kills"] = kills(folders[0], arguments.worker_kills, arguments.server_kills, arguments.seed)
         figures["load"] = load(folders[1], arguments.clients, arguments.queue, arguments.load_seconds)
         figures["rude"] = rude(folders[2], arguments.rude_seconds)
-    faults = [fault for part in ("kills", "load", "rude") for fault in figures[part]["faults"]]
+        figures["taken_port"] = taken_port(folders[3])
+        figures["full_disk"] = full_disk.run(folders[4], [sys.executable, "-m", "hwaga"], PROMPTS[0]) or {
+            "skipped": "no file system can be mounted here",
+            "faults": [],
+        }
+    faults = [fault for part in PARTS for fault in figures[part]["faults"]]
     print(json.dumps(figures, indent=2, ensure_ascii=False))
     print(write_report("chaos", figures))
     if faults:

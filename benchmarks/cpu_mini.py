@@ -65,7 +65,7 @@ def hwaga_maker(dtype_name: str) -> Callable[[str, int], Any]:
     engine = Engine.open("mini", device="cpu", dtype=dtype_name)
 
     def make(prompt: str, seed: int) -> Any:
-        engine._model.forget()  # or a prompt that was met before would not be encoded again
+        engine._opened().model.forget()  # or a prompt that was met before would not be encoded again
         return engine.generate(ImageRequest(prompt, seed=seed)).image
 
     return make

@@ -231,7 +231,7 @@ def main() -> None:
 
     twice = []
     for _ in range(2):
-        engine._model.forget()
+        engine._opened().model.forget()
         twice.append(np.asarray(hwaga(*sizes[-1], 3).image).tobytes())
     figures["same_bytes_twice"] = twice[0] == twice[1]
 

@@ -32,9 +32,9 @@ from safetensors.torch import save_file
 RANKS = (16, 64)
 
 
-def write_lora(path: Path, transformer: torch.nn.Module, rank: int, seed: int) -> None:
-    """Random factors for every linear layer of the blocks, of a size that changes the picture."""
-    generator = torch.Generator(next(transformer.parameters()).device).manual_seed(seed)
+def write_lora(path: Path, transformer: torch.nn.Module, rank: int, seed: int, device: str = "cpu") -> None:
+    """Random factors for every linear layer of the blocks, of a size that changes the picture. They are made on ``device``."""
+    generator = torch.Generator(device).manual_seed(seed)
     tensors = {}
     for name, module in transformer.named_modules():
         if isinstance(module, torch.nn.Linear) and name.startswith(("layers.", "noise_refiner.", "context_refiner.")):
@@ -75,7 +75,7 @@ def main() -> None:
     figures: dict[str, Any] = {"weights": "tiny" if arguments.tiny else "full size, random, bfloat16", "side": side}
     files = {(rank, place): settings.loras / f"r{rank}{place}.safetensors" for rank in RANKS for place in "ab"}
     for (rank, place), path in files.items():
-        write_lora(path, pipe.transformer, rank, seed=rank + ord(place))
+        write_lora(path, pipe.transformer, rank, seed=rank + ord(place), device=device)
     figures["file_mib"] = {str(rank): round(files[rank, "a"].stat().st_size / 2**20) for rank in RANKS}
     engine = Engine.open(folder / "model", device=device, dtype="bfloat16", settings=settings)
     print("opened", figures, flush=True)
@@ -93,8 +93,8 @@ def main() -> None:
         return timed(lambda: make(*given), cuda)[0]
 
     def read(name: str) -> Any:
-        engine._model.forget()
-        return engine._model.adapters([(settings.loras / f"{name}.safetensors", 1.0)])
+        engine._opened().model.forget()
+        return engine._opened().model.adapters([(settings.loras / f"{name}.safetensors", 1.0)])
 
     def load(name: str, **options: Any) -> None:
         pipe.load_lora_weights(str(settings.loras), weight_name=f"{name}.safetensors", **options)

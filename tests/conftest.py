@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 from hypothesis import settings
 
 # Nothing may reach for the network: a test that needs a file makes it or ships it.
@@ -35,3 +36,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A busy machine is no failure, so no deadline; where results must repeat, so do the examples.
 settings.register_profile("hwaga", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hwaga")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--examples", type=int, default=300, help="how many requests to make of each operation of the OpenAPI document"
+    )
+
+
+@pytest.fixture(scope="session")
+def examples(request: pytest.FixtureRequest) -> int:
+    found: int = request.config.getoption("--examples")
+    return found

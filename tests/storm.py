@@ -92,6 +92,18 @@ class Served:
         with httpx2.Client(base_url=self.url, timeout=60) as client:
             until(lambda: client.get("/health/ready").status_code == 200, "a worker is ready")
 
+    def second(self) -> subprocess.CompletedProcess[str]:
+        """Starts another one for the same folder and port, and waits for its end."""
+        return subprocess.run(
+            [*self._command, "--port", self._port],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=self._environment,
+            timeout=PATIENCE,
+            check=False,
+        )
+
     def kin(self) -> list[int]:
         """Ids of all processes of this data folder: the server, its workers, and whatever earlier starts left behind."""
         mark, found = b"HWAGA_DATA_DIR=" + os.fsencode(self.data) + b"\0", []

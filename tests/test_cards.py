@@ -105,7 +105,7 @@ def test_mini() -> None:
 
 def test_parameters_of_the_mini() -> None:
     with Engine.open("mini", device="cpu") as engine:
-        model = cast(ZImageModel, engine._model)
+        model = cast(ZImageModel, engine._opened().model)
         networks = {"text_encoder": model.text_encoder, "transformer": model.transformer, "vae": model.autoencoder}
         counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     assert {name: part.parameters for name, part in MINI.parts.items()} == counts

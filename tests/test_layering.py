@@ -1,6 +1,10 @@
 """Imports point one way, and nothing heavy happens before it is needed.
 
-    ui (over HTTP) → server, cli → engine → prompt, families, memory → weights, sampling, kernels → the foundation
+    ui (over HTTP) → server, cli → engine → forecast → placement, resolve → prompt, families → memory.plan, weights, sampling,
+    kernels → the foundation
+
+Families say what they ask of memory in the types of memory.plan, which is pure data and arithmetic; where weights lie is not
+theirs to see, so that of memory they may import nothing else.
 
 The first part reads every import under src/hwaga, also those inside functions; imports under TYPE_CHECKING are free. The
 second part starts Python and looks at what was loaded.
@@ -30,16 +34,20 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "kernels": FOUNDATION,
     "sampling": FOUNDATION,
     "weights": FOUNDATION,
-    "families": FOUNDATION | {"weights", "sampling", "kernels"},
+    "families": FOUNDATION | {"weights", "sampling", "kernels", "memory"},  # of memory, the types of its plan alone
     "tokens": FOUNDATION | {"families"},  # the families' tokenizers for those that run without torch
     "memory": FOUNDATION | {"kernels"},
     "prompt": FOUNDATION,
-    "engine": FOUNDATION | {"prompt", "families", "memory", "weights", "sampling", "kernels"},
+    "resolve": FOUNDATION | {"prompt", "families", "weights"},
+    "placement": FOUNDATION | {"families", "memory"},
+    "forecast": FOUNDATION | {"families", "memory", "weights", "placement", "resolve"},
+    "engine": FOUNDATION
+    | {"prompt", "families", "memory", "weights", "sampling", "kernels", "placement", "resolve", "forecast"},
     "__init__": FOUNDATION | {"prompt", "engine"},  # the public names
     "server": FOUNDATION | {"__init__", "prompt", "tokens", "memory", "engine"},
     "cli": FOUNDATION
     # `hwaga serve` starts the server; `hwaga download` fetches weights and reads none of them.
-    | {"__init__", "prompt", "tokens", "memory", "weights", "engine", "server"},
+    | {"__init__", "prompt", "tokens", "memory", "weights", "forecast", "engine", "server"},
     "__main__": frozenset({"cli"}),
     "ui": frozenset(),  # speaks HTTP
 }
@@ -49,6 +57,8 @@ WITHOUT_TORCH = FOUNDATION | {"prompt", "tokens"}
 # The server's front stays small and alive whatever the engine does: that runs in the worker's process, and there alone.
 ENGINE_OF_THE_SERVER = "server/worker.py"
 NOT_THE_FRONTS = frozenset({"engine", "memory"})
+# What a family may know of memory: how to say what it asks for.
+DEMANDS = "hwaga.memory.plan"
 # The reference that Z-Image is held against is no part of Z-Image; SDXL's networks are borrowed from it.
 REFERENCE = frozenset({"diffusers", "transformers", "peft", "accelerate"})
 BORROWS_NETWORKS = "families/sdxl/"
@@ -127,6 +137,8 @@ def violations(files: Mapping[str, str]) -> list[str]:
             edges[part].add(imported)
             if part == "server" and imported in NOT_THE_FRONTS and path != ENGINE_OF_THE_SERVER:
                 wrong.append(f"{where}: of server, only {ENGINE_OF_THE_SERVER} may import {imported}")
+            if part == "families" and imported == "memory" and not f"{target}.".startswith(f"{DEMANDS}."):
+                wrong.append(f"{where}: of memory, families may import {DEMANDS} only")
             if part in MAY_IMPORT and imported not in MAY_IMPORT[part]:
                 wrong.append(f"{where}: {part} must not import {imported}")
     try:
@@ -180,7 +192,14 @@ def test_imports_point_one_way() -> None:
         ),
         ("families/sdxl/family.py", "from hwaga.families.z_image import family", "sdxl must not import family z_image"),
         ("families/sdxl/family.py", "from ..z_image.family import A", "sdxl must not import family z_image"),
-        ("families/sdxl/family.py", "from hwaga.memory import plan", "families must not import memory"),
+        (
+            "families/sdxl/family.py",
+            "from hwaga.memory.residency import Residency",
+            "of memory, families may import hwaga.memory.plan only",
+        ),
+        ("families/sdxl/family.py", "import hwaga.memory", "of memory, families may import hwaga.memory.plan only"),
+        ("families/sdxl/family.py", "from hwaga.placement import Caps", "families must not import placement"),
+        ("memory/budget.py", "from hwaga.forecast import forecast", "memory must not import forecast"),
         ("families/z_image/family.py", "import diffusers", "only families/sdxl/ may import diffusers"),
         ("engine.py", "from transformers import AutoTokenizer", "only families/sdxl/ may import transformers"),
         ("utils.py", "", "utils is new: decide where it belongs and add it to the layers"),
@@ -215,7 +234,9 @@ def test_what_is_allowed_passes() -> None:
         "weights/checkpoint.py": "import torch\nfrom hwaga.errors import CheckpointError",
         "families/__init__.py": "def open(name):\n    from hwaga.families.z_image import family",
         "families/family.py": "",
-        "families/z_image/family.py": "from hwaga.families.family import Family\nfrom hwaga.weights import checkpoint",
+        "families/z_image/family.py": "from hwaga.families.family import Family\nfrom hwaga.memory.plan import Demand",
+        "placement.py": "from hwaga.families.family import Model\nfrom hwaga.memory.residency import Residency",
+        "forecast.py": "from hwaga.placement import Caps",
         "families/sdxl/family.py": "import diffusers\nimport torch",
         "engine.py": "from hwaga import families, prompt\nfrom hwaga.weights import lora\nimport hwaga.memory.plan",
         "cli/__init__.py": "def main():\n    from hwaga.engine import Engine\n    from hwaga.server import api",

@@ -87,7 +87,7 @@ def test_settings_are_frozen() -> None:
     [
         ("model = ", "cannot be read"),
         ("[engine]\nmodel = 3", "engine is not a setting"),
-        ('modle = "mini"', "modle is not a setting. Settings are model, device, dtype, precision, data_dir"),
+        ('modle = "mini"', "modle is not a setting. Settings are model, device, dtype, precision, vram, ram, data_dir"),
         ("model = 3", "model must be a text in quotes, not 3"),
         ("dtype = true", "dtype must be a text in quotes, not True"),
         ('device = ["cpu"]', "device must be a text in quotes"),

@@ -1,14 +1,11 @@
-"""From a request to a picture: resolve → encode → denoise → decode."""
+"""From a request to a picture: resolve → plan → encode → denoise → decode."""
 
 from __future__ import annotations
 
-import math
-import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -18,64 +15,39 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hwaga.cards import ModelCard, find_card
+from hwaga.cards import ModelCard
 from hwaga.errors import (
     CardError,
     CheckpointError,
-    DeviceError,
-    DeviceMemoryError,
+    DoesNotFitError,
     LoraError,
     ModelError,
     RequestError,
-    SizeError,
 )
 from hwaga.families import find_family
 from hwaga.families.family import Model, Progress
-from hwaga.loras import LoraLibrary
+from hwaga.forecast import FULL, INSTEAD, choose, default_picture, precisions, what_would_fit
 from hwaga.memory.budget import process_memory
-from hwaga.prompt import Library, compose
-from hwaga.request import MAX_SEED, Composed, ImageRequest, LoraUse, MemoryUse, Result, Step, Timings
+from hwaga.memory.device import peak_allocated, reset_peak
+from hwaga.memory.plan import Plan
+from hwaga.memory.trim import trim_host_memory
+from hwaga.placement import Attempt, Caps, Placement
+from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
+from hwaga.resolve import Job, Resolver
 from hwaga.sampling.euler import euler
-from hwaga.settings import Settings
-from hwaga.weights.checkpoint import file_digest
+from hwaga.settings import Settings, bytes_of
 from hwaga.weights.lora import LoraFile
 from hwaga.weights.verified import Verified
 
-FULL = "full"
-
-
-@dataclass(frozen=True)
-class _Lora:
-    """A LoRA that a request asks for, found."""
-
-    name: str
-    weight: float
-    file: Path
-    digest: str
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A request with nothing left open."""
-
-    request: ImageRequest
-    token_ids: list[int]
-    shape: tuple[int, int, int]
-    schedule: Tensor
-    loras: tuple[_Lora, ...]
-
-    @property
-    def seed(self) -> int:
-        return cast(int, self.request.seed)
-
 
 class Engine:
-    """One model in memory, ready to make pictures. Text-to-image and image-to-image share every weight.
+    """One model, ready to make pictures. Text-to-image and image-to-image share every weight.
 
         with Engine.open("mini") as engine:
             engine.generate(ImageRequest("a red apple on a yellow background")).image.save("apple.png")
 
-    A generation touches nothing of another but the count of the process's peak memory, so that streams may be interleaved.
+    Weights lie where the plan of the last request wants them. Streams may be interleaved: whatever one of them needs is brought
+    back. Of a generation, another one sees no more than the count of the process's peak memory.
 
     Attributes:
         card: what the model is.
@@ -85,20 +57,15 @@ class Engine:
     """
 
     def __init__(
-        self,
-        card: ModelCard,
-        model: Model,
-        device: torch.device,
-        dtype: torch.dtype,
-        precision: str,
-        settings: Settings,
+        self, card: ModelCard, placement: Placement, dtype: torch.dtype, precision: str, settings: Settings
     ) -> None:
         self.card = card
         self.settings = settings
-        self.device = device
+        self.device = placement.device
         self.dtype = dtype
         self.precision = precision
-        self._model: Model | None = model
+        self._placement: Placement | None = placement
+        self._resolver = Resolver(card, placement.model, settings)
 
     @classmethod
     def open(
@@ -108,31 +75,36 @@ class Engine:
         device: str | None = None,
         dtype: str | None = None,
         precision: str | None = None,
+        vram: int | str | None = None,
+        ram: int | str | None = None,
         progress: Progress | None = None,
         settings: Settings | None = None,
     ) -> Engine:
-        """Loads a model.
+        """Plans where a model's weights go, and loads those that stay on the device.
 
         Args:
             model: a model's name, a checkpoint folder, a card file or a card; the settings' model when left out.
             device: "cuda", "cuda:1", "mps", "cpu"; the settings' device, or the fastest present.
             dtype: "bfloat16" or "float32"; the settings' dtype, or bfloat16 on a GPU and float32 on the CPU.
             precision: "int8", "fp8" or "int4" to keep the large weights in fewer bits, "full" for the dtype; the settings'.
+                "auto" is the dtype where that fits in any way, and else the best that does.
+            vram, ram: most that this process may take of the GPU and of the host, as bytes or as "8 GiB"; the settings', or
+                what is free.
             progress: called with (bytes loaded, bytes in all) while weights are read.
             settings: read from the environment when left out.
 
         Raises:
             ModelError: the model is unknown, not there, or damaged.
             DeviceError: this machine has no such device, or the model does not run in that format.
+            DoesNotFitError: not even one picture of the default size fits the memory.
+            DeviceMemoryError: memory ran out while weights were brought in, which were planned to fit.
         """
         settings = settings or Settings.read()
         card, chosen_device, chosen_dtype = choose(
             model or settings.model, device or settings.device, dtype or settings.dtype, settings
         )
-        precision = precision or settings.precision
-        offered = (FULL, *find_family(card.family).precisions)
-        if precision not in offered:
-            raise DeviceError(f"The precision must be one of {', '.join(offered)}, not {precision!r}.")
+        caps = Caps(bytes_of("vram", vram or settings.vram), bytes_of("ram", ram or settings.ram))
+        ways = precisions(card, precision or settings.precision)
         card.check_present()
         marker = Verified.read(card.folder)
         if marker is not None and marker.missing:
@@ -140,26 +112,36 @@ class Engine:
                 f"{card.name} is only partly on this machine: {marker.missing[0]} is missing or damaged in {card.folder}. "
                 f"`hwaga download {card.name}` fetches what is, or add --to with that folder."
             )
-        with _memory_refused(chosen_device):
+        for way in ways:
             opened = find_family(card.family).open(
                 card.folder,
                 files=card.files,
                 device=chosen_device,
                 dtype=chosen_dtype,
                 lora_bytes=settings.lora_bytes,
-                precision=None if precision == FULL else precision,
-                progress=progress,
+                precision=None if way == FULL else way,
             )
-        channels = opened.latent_shape(*card.default_size)[0]
-        if card.preview is not None and len(card.preview) != channels + 1:
-            raise CardError(f"{card.name} has {channels} latent channels, so preview needs {channels + 1} rows.")
-        return cls(card, opened, chosen_device, chosen_dtype, precision, settings)
+            placement = Placement(opened, chosen_device, caps)
+            with ExitStack() as undo:
+                undo.callback(placement.close)
+                _check_preview(card, opened)
+                try:
+                    placement.fit([default_picture(card)], card.steps, progress=progress)
+                except DoesNotFitError as error:
+                    if way == ways[-1]:
+                        advice = INSTEAD[chosen_device.type]
+                        raise DoesNotFitError(f"{error} {advice}", needed=error.needed) from None
+                    continue
+                undo.pop_all()
+            trim_host_memory()
+            return cls(card, placement, chosen_dtype, way, settings)
+        raise AssertionError("the last way returns or raises")
 
     def close(self) -> None:
-        """Lets go of the weights. The engine makes no more pictures; a stream that is under way keeps them to its end."""
-        self._model = None
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        """Lets go of the weights. The engine makes no more pictures; a stream that is under way can still end."""
+        placement, self._placement = self._placement, None
+        if placement is not None:
+            placement.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -168,6 +150,11 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def plan(self) -> Plan | None:
+        """Where weights lie, as the last request wanted it; None once the engine is closed."""
+        return None if self._placement is None else self._placement.plan
 
     def generate(self, request: ImageRequest) -> Result:
         """Makes one picture. See ``stream`` for errors."""
@@ -184,7 +171,7 @@ class Engine:
         Closing the generator stops the work and frees what it held.
 
         Raises:
-            RequestError: the model does not take the request, before any work is done.
+            RequestError: the model does not take the request, or it fits no memory, before any work is done.
             DeviceMemoryError: the device ran out of memory. The engine can be used on.
         """
         for event in self.stream_many([request]):
@@ -192,41 +179,47 @@ class Engine:
 
     @torch.inference_mode()
     def stream_many(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:
-        """As ``stream``, for a packed batch; previews are of the first picture, and the list of results comes last."""
-        model = self._opened()
-        jobs = [self._resolve(model, request) for request in requests]
+        """As ``stream``, for a packed batch: a step is one of each picture that is not done; the list of results comes last."""
+        placement = self._opened()
+        model = placement.model
+        jobs = [self._resolver.resolve(request) for request in requests]
         if not jobs:
             raise RequestError("There is no request in the batch. Give at least one.")
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        with _memory_refused(self.device, model.forget):
-            start = self._now()
-            used = {job.loras: model.adapters([(lora.file, lora.weight) for lora in job.loras]) for job in jobs}
+        reset_peak(self.device)
+        start = self._now()
+        attempt = self._fit(placement, jobs)
+        with ExitStack() as in_use:
+            used = {
+                job.loras: attempt(partial(model.adapters, [(lora.file, lora.weight) for lora in job.loras]))
+                for job in jobs
+            }
             adapters = [used[job.loras] for job in jobs]
             # Pictures that share a prompt and its LoRAs share its encoding.
             prompts = list(dict.fromkeys(zip((tuple(job.token_ids) for job in jobs), adapters, strict=True)))
-            encoded_prompts = model.encode_prompts([ids for ids, _ in prompts], [own for _, own in prompts])
+            encoded = attempt(partial(model.encode_prompts, [ids for ids, _ in prompts], [own for _, own in prompts]))
             conditionings = [
-                encoded_prompts[prompts.index((tuple(job.token_ids), own))]
-                for job, own in zip(jobs, adapters, strict=True)
+                encoded[prompts.index((tuple(job.token_ids), own))] for job, own in zip(jobs, adapters, strict=True)
             ]
-            latents = [self._start(model, job) for job in jobs]
-            encoded = self._now()
+            latents = [attempt(partial(self._start, model, job, attempt)) for job in jobs]
+            began = self._now()
 
             shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
-            total, waited = max(len(schedule) for schedule in schedules) - 1, 0.0
-            for state in euler(model.derivative(conditionings, shapes, schedules, adapters), latents, schedules):
-                latents, shown = state.latents, [state.denoised[0]]
+            denoising = partial(model.denoising, conditionings, shapes, schedules, adapters)
+            derivative = attempt(lambda: in_use.enter_context(denoising()))
+            totals, waited = tuple(len(schedule) - 1 for schedule in schedules), 0.0
+            for state in euler(lambda *at: attempt(partial(derivative, *at)), latents, schedules):
+                latents, shown = state.latents, list(state.denoised)
                 left = time.perf_counter()
                 try:
-                    yield Step(state.index, total, state.sigmas[0], partial(self._preview, shown))
+                    yield Step(state.index, max(totals), state.sigmas[0], totals, partial(self._preview, shown))
                 finally:
                     shown.clear()  # a Step that is kept keeps no latents
                 waited += time.perf_counter() - left
-            denoised = self._now()
+        denoised = self._now()
 
-            images = [_to_image(model.decode_latents(latent)) for latent in latents]
-            timings = Timings(encoded - start, denoised - encoded - waited, self._now() - denoised)
+        images = [attempt(partial(self._picture, model, latent, attempt)) for latent in latents]
+        timings = Timings(began - start, denoised - began - waited, self._now() - denoised)
+        trim_host_memory()
         yield [
             Result(
                 image=image,
@@ -250,105 +243,36 @@ class Engine:
         Raises:
             RequestError: the model does not take it.
         """
-        return self._resolve(self._opened(), request).request
+        self._opened()
+        return self._resolver.resolve(request).request
 
-    def _opened(self) -> Model:
-        if self._model is None:
+    def at_once(self, requests: Sequence[ImageRequest]) -> int:
+        """How many of the first of some requests are better made as one batch than one by one, for want of memory; at least 1.
+
+        Raises:
+            RequestError: the model does not take one of them.
+        """
+        placement, jobs = self._opened(), [self._resolver.resolve(request) for request in requests]
+        return placement.at_once([job.picture for job in jobs], max(len(job.schedule) for job in jobs) - 1)
+
+    def _opened(self) -> Placement:
+        if self._placement is None:
             raise RuntimeError("This engine is closed. Open another one.")
-        return self._model
+        return self._placement
 
-    @cached_property
-    def _library(self) -> Library:
-        return Library.load(self.settings.packs)
+    def _fit(self, placement: Placement, jobs: Sequence[Job]) -> Attempt:
+        """Brings weights to where the jobs' plan wants them."""
+        pictures = [job.picture for job in jobs]
+        steps = max(len(job.schedule) for job in jobs) - 1
+        loras = {tuple((lora.file, lora.weight) for lora in job.loras) for job in jobs}
+        extra = sum(placement.model.new_bytes(each) for each in loras)
+        try:
+            return placement.fit(pictures, steps, extra)
+        except DoesNotFitError as error:
+            smaller = what_would_fit(self.card, pictures, lambda fewer: placement.would_fit(fewer, steps))
+            raise DoesNotFitError(f"{error} {smaller or INSTEAD[self.device.type]}", needed=error.needed) from None
 
-    def _resolve(self, model: Model, request: ImageRequest) -> _Job:
-        limits = self.card.limits
-        ceiling = min(limits.max_tokens, model.max_tokens)
-        limit = request.max_tokens or min(limits.tokens, ceiling)
-        if limit > ceiling:
-            raise RequestError(f"max_tokens of {limit} is beyond {self.card.name}, which takes {ceiling} at most.")
-        request = self._composed(model, request, limit)
-        steps = request.steps or self.card.steps
-        if steps > limits.max_steps:
-            raise RequestError(f"{self.card.name} takes {limits.max_steps} steps at most, not {steps}.")
-        strength = request.strength if request.image is not None else 1.0
-        schedule = model.schedule(steps, strength, steps_scale=request.steps_scale and request.image is not None)
-        if len(schedule) < 2 or schedule[0] <= 0:
-            raise RequestError(f"A strength of {strength} leaves nothing to do. Raise it.")
-        width, height = self._size(model, request)
-        loras = LoraLibrary(self.settings.loras)
-        found = [_find_lora(loras, lora, self.card) for lora in request.model_loras]
-        resolved = request.replace(
-            width=width,
-            height=height,
-            aspect=None,
-            steps=steps,
-            seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
-        )
-        return _Job(
-            request=resolved,
-            token_ids=model.tokenize(request.model_prompt, limit),
-            shape=model.latent_shape(width, height),
-            schedule=schedule,
-            loras=tuple(found),
-        )
-
-    def _composed(self, model: Model, request: ImageRequest, token_limit: int) -> ImageRequest:
-        """The request with what the packs make of its words."""
-        if not request.composes:
-            return request
-        composition = compose(
-            request.prompt,
-            family=self.card.family,
-            library=self._library,
-            card=self.card,
-            style=request.style,
-            industry=request.industry,
-            avoid=request.avoid,
-            use=request.use,
-            style_fallback=request.style_fallback,
-            count_tokens=model.count_tokens,
-            token_limit=token_limit,
-        )
-        sized = request.aspect is not None or request.width is not None or request.image is not None
-        return request.replace(
-            steps=request.steps or composition.steps,
-            aspect=request.aspect if sized else composition.aspect,
-            composed=Composed(
-                composition.text, composition.loras, composition.style, composition.industry, composition.notes
-            ),
-        )
-
-    def _size(self, model: Model, request: ImageRequest) -> tuple[int, int]:
-        if request.aspect is not None:
-            size = self.card.size_of(request.aspect)
-        elif request.width is not None and request.height is not None:
-            size = request.width, request.height
-        elif request.source is not None:
-            size = request.source.size_rounded(math.lcm(self.card.limits.multiple, model.size_multiple))
-            try:
-                self.card.check_size(*size)
-            except SizeError:
-                picture = request.source.image
-                nearest = self.card.nearest_aspect(picture.width, picture.height)
-                raise SizeError(
-                    f"The picture is {picture.width}x{picture.height}, which {self.card.name} does not make, and no size was "
-                    f"given. Give an aspect or a size, and the picture is fitted to it. Nearest shape: {nearest}."
-                ) from None
-        else:
-            size = self.card.default_size
-        self.card.check_size(*size)
-        if size[0] % model.size_multiple or size[1] % model.size_multiple:
-            raise SizeError(
-                f"This checkpoint takes sides that are multiples of {model.size_multiple}, not {size[0]}x{size[1]}."
-            )
-        if max(size) > model.max_side:
-            raise SizeError(
-                f"This checkpoint has positions for sides of up to {model.max_side} pixels, not {max(size)}."
-            )
-        return size
-
-    def _start(self, model: Model, job: _Job) -> Tensor:
+    def _start(self, model: Model, job: Job, attempt: Attempt) -> Tensor:
         """Latents at the first sigma of the job's schedule."""
         request, sigma = job.request, job.schedule[0].item()
         # Noise comes from the CPU's generator, so that a seed means the same on every device and in every batch.
@@ -358,15 +282,18 @@ class Engine:
         pixels = _to_pixels(request.source.fitted(cast(int, request.width), cast(int, request.height), request.fit))
         # The reference samples the encoder's posterior, and spends the seed's first numbers on it.
         posterior = _noise(job.shape, generator).to(self.device) if request.steps_scale else None
-        latents = model.encode_pixels(pixels.to(self.device), posterior)
+        latents = model.encode_pixels(pixels.to(self.device), posterior, attempt.tile("source"))
         return model.noised(latents, _noise(job.shape, generator).to(self.device), sigma)
 
-    def _preview(self, shown: list[Tensor]) -> Image.Image | None:
+    def _picture(self, model: Model, latents: Tensor, attempt: Attempt) -> Image.Image:
+        return _to_image(model.decode_latents(latents, attempt.tile("decode")))
+
+    def _preview(self, shown: list[Tensor], picture: int) -> Image.Image | None:
         if not shown or self.card.preview is None:
             return None
         with torch.inference_mode():
-            *rows, offset = torch.tensor(self.card.preview, device=shown[0].device).unbind()
-            return _to_image(torch.einsum("chw,cr->rhw", shown[0], torch.stack(rows)) + offset[:, None, None])
+            *rows, offset = torch.tensor(self.card.preview, device=shown[picture].device).unbind()
+            return _to_image(torch.einsum("chw,cr->rhw", shown[picture], torch.stack(rows)) + offset[:, None, None])
 
     def _now(self) -> float:
         """Wall time once the device has caught up; only called between phases."""
@@ -377,19 +304,10 @@ class Engine:
     def _memory(self) -> MemoryUse:
         process = process_memory()
         return MemoryUse(
-            peak_vram=torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None,
+            peak_vram=peak_allocated(self.device),
             rss_anon=None if process is None else process.rss_anon,
             swap=None if process is None else process.swap,
         )
-
-
-def choose(
-    model: str | Path | ModelCard, device: str | None, dtype: str | None, settings: Settings
-) -> tuple[ModelCard, torch.device, torch.dtype]:
-    """What ``Engine.open`` would open, and where; nothing is loaded. See there for the arguments and errors."""
-    card = model if isinstance(model, ModelCard) else find_card(model, settings.models)
-    chosen = find_device(device)
-    return card, chosen, _find_dtype(dtype, find_family(card.family).dtypes, chosen)
 
 
 def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
@@ -415,56 +333,10 @@ def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
     return fits
 
 
-def find_device(name: str | None) -> torch.device:
-    """A device by name, or the fastest present.
-
-    Raises:
-        DeviceError: no such device on this machine; the ones there are listed.
-    """
-    present = ["cpu"]
-    if torch.backends.mps.is_available():
-        present.insert(0, "mps")
-    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    present = cuda + present
-    if name is None:
-        return torch.device(present[0])
-    if name == "cuda" and cuda:
-        return torch.device(cuda[0])
-    if name not in present:
-        raise DeviceError(f"There is no device {name!r} here. There is {', '.join(present)}.")
-    return torch.device(name)
-
-
-def _find_dtype(name: str | None, offered: Sequence[str], device: torch.device) -> torch.dtype:
-    if name is None:
-        name = "float32" if device.type == "cpu" else "bfloat16"
-    name = {"fp32": "float32", "bf16": "bfloat16"}.get(name, name)
-    if name not in offered:
-        raise DeviceError(f"The number format must be one of {', '.join(offered)}, not {name!r}.")
-    return cast(torch.dtype, getattr(torch, name))
-
-
-def _find_lora(library: LoraLibrary, lora: LoraUse, card: ModelCard) -> _Lora:
-    file = library.find(lora.name, card)
-    try:
-        return _Lora(lora.name, lora.weight, file, file_digest([file]))
-    except OSError as error:
-        raise LoraError(f"The LoRA {file} cannot be read: {error.strerror}.") from error
-
-
-@contextmanager
-def _memory_refused(device: torch.device, forget: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Says what torch's out-of-memory errors mean, and gives what is kept or hoarded back to the device."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        forget()
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(device)
-        raise DeviceMemoryError(
-            f"{device} ran out of memory: {free / 2**30:.1f} of {total / 2**30:.1f} GiB are free now. Close what else uses the "
-            "GPU, make the picture smaller or fewer at a time, or use the CPU."
-        ) from error
+def _check_preview(card: ModelCard, model: Model) -> None:
+    channels = model.latent_shape(*card.default_size)[0]
+    if card.preview is not None and len(card.preview) != channels + 1:
+        raise CardError(f"{card.name} has {channels} latent channels, so preview needs {channels + 1} rows.")
 
 
 def _noise(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:

@@ -10,7 +10,8 @@ is. The command line ends with exit code 2 on any of them.
     │   ├── StyleError            no such style, industry or use, or a style whose LoRA is not there
     │   ├── LoraError             no such LoRA, or one that is damaged or for another model
     │   ├── SizeError             width, height or aspect
-    │   └── SourceImageError      the picture to start from cannot be read
+    │   ├── SourceImageError      the picture to start from cannot be read
+    │   └── DoesNotFitError       more memory than there is, whatever is moved out of the way
     ├── ModelError                the model cannot be found or opened
     │   ├── UnknownModelError     no card and no folder of that name
     │   ├── CardError             a model card that is not valid
@@ -81,6 +82,18 @@ class SizeError(RequestError):
 
 class SourceImageError(RequestError):
     """The picture to start from is missing, damaged, too large or no picture."""
+
+
+class DoesNotFitError(RequestError):
+    """The pictures need more memory than there is, whatever is moved out of the way.
+
+    Attributes:
+        needed: bytes of the device that they would fit in.
+    """
+
+    def __init__(self, message: str, *, needed: int) -> None:
+        super().__init__(message)
+        self.needed = needed
 
 
 class ModelError(HwagaError):

@@ -294,20 +294,26 @@ class Step:
     Attributes:
         index: forwards done so far, from 1.
         total: forwards that this generation takes.
-        sigma: noise level now, from nearly 1 down to 0.
+        sigma: noise level now, from nearly 1 down to 0; of the first picture of a batch.
+        totals: forwards that each picture of a batch takes. One that takes fewer is done sooner, and waits for the others.
     """
 
     index: int
     total: int
     sigma: float
-    _preview: Callable[[], Image | None] = field(repr=False, compare=False)
+    totals: tuple[int, ...]
+    _preview: Callable[[int], Image | None] = field(repr=False, compare=False)
 
     @property
     def preview(self) -> Image | None:
         """A small picture of what is emerging (an eighth of each side), or None where the model's card has no
         preview factors. It is computed when asked for, and only while the generation waits at this step.
         """
-        return self._preview()
+        return self.preview_of(0)
+
+    def preview_of(self, picture: int) -> Image | None:
+        """The same of another picture of the batch, counted from 0."""
+        return self._preview(picture)
 
 
 @dataclass(frozen=True)

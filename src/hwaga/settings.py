@@ -3,7 +3,10 @@
     HWAGA_MODEL       model       the model used when none is named; "mini", the bundled one, unless set
     HWAGA_DEVICE      device      "cuda", "cuda:1", "mps" or "cpu"; the fastest present unless set
     HWAGA_DTYPE       dtype       "bfloat16" or "float32"; what suits the device unless set
-    HWAGA_PRECISION   precision   "int8", "fp8" or "int4" keep the large weights in fewer bits; "full" unless set
+    HWAGA_PRECISION   precision   "full"; "int8", "fp8" or "int4" to keep the large weights in fewer bits; "auto", the
+                                  default, is "full" wherever that fits in any way
+    HWAGA_VRAM        vram        most that Hwaga may take of the GPU, such as "8 GiB"; what is free unless set
+    HWAGA_RAM         ram         most that it may take of the machine's memory; what is free unless set
     HWAGA_DATA_DIR    data_dir    where models are kept; the platform's data folder unless set
     HWAGA_PACKS_DIR   packs_dir   a folder of your own styles and industries; only the built-in ones unless set
     HWAGA_LORA_CACHE  lora_cache  memory for LoRAs that wait to be used again, such as "512 MiB"; 1 GiB unless set
@@ -31,13 +34,17 @@ class Settings:
     model: str = "mini"
     device: str | None = None
     dtype: str | None = None
-    precision: str = "full"
+    precision: str = "auto"
+    vram: str = ""
+    ram: str = ""
     data_dir: str = ""
     packs_dir: str = ""
     lora_cache: str = "1 GiB"
 
     def __post_init__(self) -> None:
         _ = self.lora_bytes
+        for name in ("vram", "ram"):
+            bytes_of(name, getattr(self, name))
 
     @property
     def models(self) -> Path:
@@ -94,6 +101,20 @@ class Settings:
             if value:
                 values[name] = value
         return cls(**{"data_dir": str(_platform_folder("DATA", environment)), **values})
+
+
+def bytes_of(name: str, size: int | str | None) -> int | None:
+    """Bytes of a limit that may be left out.
+
+    Raises:
+        SettingsError: it is no size.
+    """
+    if not size:
+        return None
+    try:
+        return size if isinstance(size, int) else parse_bytes(size)
+    except ValueError as error:
+        raise SettingsError(f"--{name} (HWAGA_{name.upper()}) {error}") from None
 
 
 def parse_bytes(text: str) -> int:

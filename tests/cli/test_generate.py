@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -199,7 +200,10 @@ def test_a_terminal_beside_a_pipe_leaves_the_pipe_the_path(tmp_path: Path) -> No
     environment = {**os.environ, "TERM": "xterm", "FORCE_COLOR": "1"}
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=follower, env=environment, text=True, check=True)
     os.close(follower)
-    shown = os.read(leader, 65536)
+    shown = b""
+    with suppress(OSError):  # the other end is closed, and all has been read
+        while part := os.read(leader, 65536):
+            shown += part
     os.close(leader)
     assert done.stdout == f"{tmp_path / 'fox.png'}\n"
     assert b"Drawing" in shown
@@ -237,3 +241,10 @@ def test_sizes_are_read(text: str, size: tuple[int, int]) -> None:
 def test_other_sizes_are_not(text: str) -> None:
     with pytest.raises(SizeError):
         parse_size(text)
+
+
+def test_too_little_memory_is_refused(hwaga: Command) -> None:
+    said = hwaga.refused("text2image", "a fox", "--device", "cpu", "--ram", "64MiB")
+    assert "This needs" in said
+    assert "--vram" in hwaga.refused("text2image", "a fox", "--vram", "lots")
+    assert "--precision int8" in said

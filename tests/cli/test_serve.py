@@ -41,6 +41,24 @@ def serving(log: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes
         process.wait()
 
 
+def test_what_may_be_asked_for_at_once(tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--batch", "2", "--rate-limit", "2", "--job-timeout", "300")
+    with serving(tmp_path / "log", *options) as (_, url), httpx2.Client(base_url=url, timeout=60) as client:
+        body = {"prompt": "a red apple", "steps": 1, "seed": 7}
+        jobs = [client.post("/v1/jobs", json=body).json()["id"] for _ in range(2)]
+        assert client.post("/v1/jobs", json=body).status_code == 429
+        events = []
+        for job in jobs:  # they waited for the model to be loaded, so that both were there
+            with client.stream("GET", f"/v1/jobs/{job}/events") as stream:
+                events.append(
+                    [line.removeprefix("id: ") for line in stream.iter_lines() if line.startswith(("id", "event"))]
+                )
+        numbers = {(kind.removeprefix("event: "), place): int(id) for place, own in enumerate(events)
+                   for id, kind in zip(own[::2], own[1::2], strict=True)}  # fmt: skip
+        assert max(numbers["started", 0], numbers["started", 1]) < min(numbers["step", 0], numbers["step", 1])
+        assert {("succeeded", 0), ("succeeded", 1)} <= numbers.keys()
+
+
 def test_from_a_start_to_an_end(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with serving(log, "--device", "cpu") as (process, url), httpx2.Client(base_url=url, timeout=60) as client:
@@ -69,6 +87,22 @@ def test_from_a_start_to_an_end(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
+def test_workers_keep_to_what_they_are_given(tmp_path: Path) -> None:
+    arguments = ("--device", "cpu", "--precision", "int8", "--ram", "1MiB")
+    with serving(tmp_path / "log", *arguments) as (_, url), httpx2.Client(base_url=url, timeout=60) as client:
+        end = time.monotonic() + 60
+        while "This needs" not in (said := client.get("/health/ready").text):
+            assert time.monotonic() < end, said
+            time.sleep(0.05)
+    with serving(tmp_path / "log", *arguments[:4]) as (_, url), httpx2.Client(base_url=url, timeout=60) as client:
+        end = time.monotonic() + 60
+        while not (plans := client.get("/v1/plan").json()["data"]):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert plans[0]["precision"] == "int8"
+        assert {part["name"] for part in plans[0]["parts"] if part["quantized"]} >= {"denoiser", "text_encoder"}
+
+
 def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -78,6 +112,7 @@ def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyP
     assert "There is no model" in hwaga.refused("serve", "--model", "nothing")
     assert "`hwaga download z-image-turbo` fetches" in hwaga.refused("serve", "--model", "z-image-turbo", "--port", 0)
     assert "--keep-bytes must be a size" in hwaga.refused("serve", "--keep-bytes", "much")
+    assert "--vram (HWAGA_VRAM) must be a size" in hwaga.refused("serve", "--vram", "much")
     monkeypatch.delitem(sys.modules, "hwaga.server.api", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert "pip install 'hwaga[server]'" in hwaga.refused("serve")

@@ -50,11 +50,11 @@ def engine(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.fixture
 def ours(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Draw:
     """Draws with LoRAs; gives pixels in [0, 1], not rounded to 8 bits."""
-    model = cast(ZImageModel, engine._model)
+    model = cast(ZImageModel, engine._opened().model)
     decode, pictures = model.decode_latents, list[Tensor]()
 
-    def recorded(latents: Tensor) -> Tensor:
-        pictures.append((decode(latents) / 2 + 0.5).clamp(0, 1))
+    def recorded(latents: Tensor, tile: int | None) -> Tensor:
+        pictures.append((decode(latents, tile) / 2 + 0.5).clamp(0, 1))
         return pictures[-1] * 2 - 1
 
     monkeypatch.setattr(model, "decode_latents", recorded)

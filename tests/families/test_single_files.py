@@ -89,9 +89,14 @@ def write(folder: Path, networks: Networks) -> Path:
 
 def weights(folder: Path, dtype: str = "float32") -> StateDict:
     with Engine.open(folder, device="cpu", dtype=dtype) as engine:
-        model = cast(ZImageModel, engine._model)
+        model = cast(ZImageModel, engine._opened().model)
         networks = {"text": model.text_encoder, "transformer": model.transformer, "vae": model.autoencoder}
-        return {f"{part}.{name}": tensor for part, net in networks.items() for name, tensor in net.state_dict().items()}
+        found = {
+            f"{part}.{name}": tensor for part, net in networks.items() for name, tensor in net.state_dict().items()
+        }
+        table = model.text_encoder.embed_tokens  # which stays in its file
+        rows = table(range(len(table.weight)), torch.device("cpu"), model.dtype)
+        return {**found, "text.embed_tokens.weight": rows}
 
 
 def assert_equal(ours: StateDict, expected: StateDict) -> None:

@@ -66,7 +66,7 @@ class Pair:
 
     @property
     def model(self) -> ZImageModel:
-        return cast(ZImageModel, self.engine._model)
+        return cast(ZImageModel, self.engine._opened().model)
 
 
 @pytest.fixture(scope="module", params=[*CONFIGS, "mini"])
@@ -84,8 +84,8 @@ def decoded(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     pictures: list[Tensor] = []
     decode = pair.model.decode_latents
 
-    def recorded(latents: Tensor) -> Tensor:
-        pixels = decode(latents)
+    def recorded(latents: Tensor, tile: int | None) -> Tensor:
+        pixels = decode(latents, tile)
         pictures.append((pixels / 2 + 0.5).clamp(0, 1))
         return pixels
 
@@ -117,12 +117,15 @@ def _eight_bit(pixels: Tensor) -> np.ndarray:
 def test_text_embeddings(pair: Pair) -> None:
     ids = [pair.model.tokenize(prompt, 512) for prompt in PROMPTS]
     assert {len(i) > 32 for i in ids} == {True, False}
-    together = pair.model.text_encoder(ids)
-    for prompt, prompt_ids, packed in zip(PROMPTS, ids, together, strict=True):
+    place = torch.device("cpu"), torch.float32
+    together = pair.model.text_encoder(ids, [None] * len(ids), *place)
+    for prompt, prompt_ids, beside in zip(PROMPTS, ids, together, strict=True):
         theirs = reference_embedding(pair.reference, prompt)
         bound = NETWORK_BOUND * theirs.abs().max().item()
-        _assert_near(packed, theirs, bound, f"packed {prompt[:9]}")
-        _assert_near(pair.model.text_encoder([prompt_ids])[0], theirs, bound, f"alone {prompt[:9]}")
+        _assert_near(beside, theirs, bound, prompt[:9])
+        assert torch.equal(beside, pair.model.text_encoder([prompt_ids], [None], *place)[0]), (
+            "others make no difference"
+        )
 
 
 def _reference_forward(pair: Pair, latent: Tensor, time: float, caption: Tensor) -> Tensor:
@@ -131,7 +134,7 @@ def _reference_forward(pair: Pair, latent: Tensor, time: float, caption: Tensor)
 
 
 def _our_forward(model: ZImageModel, latents: list[Tensor], times: list[float], captions: list[Tensor]) -> list[Tensor]:
-    refined = [model.transformer.refine_caption(caption) for caption in captions]
+    refined = model.transformer.refine_captions(captions, [None] * len(captions))
     pack = model.transformer.pack([latent.shape[1:] for latent in latents], [len(caption) for caption in refined])
     distinct = sorted(set(times))
     modulation = model.transformer.modulate(torch.tensor(distinct))
@@ -216,7 +219,7 @@ def test_other_patch_sizes(tmp_path: Path, patch: int) -> None:
     theirs = reference([latent[:, None]], torch.tensor([0.3]), [caption], patch_size=patch, return_dict=False)[0][0][
         :, 0
     ]
-    refined = ours.refine_caption(caption)
+    (refined,) = ours.refine_captions([caption], [None])
     pack = ours.pack([(12, 20)], [len(refined)])
     output = ours([latent], [refined], pack, ours.modulate(torch.tensor([0.3])), [0])[0]
     _assert_near(output, theirs, NETWORK_BOUND * theirs.abs().max().item(), "forward")

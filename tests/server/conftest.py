@@ -32,6 +32,14 @@ from hwaga.settings import Settings
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
 
+@pytest.fixture
+def fake_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dispatchers start the fake worker, and start it again at once."""
+    monkeypatch.setattr(process, "WORKER", FAKE)
+    monkeypatch.setattr(dispatching, "BACK_OFF", (0.01, 0.05))
+    monkeypatch.setattr(dispatching, "POLL", 0.05)
+
+
 def until(condition: Callable[[], Any]) -> None:
     """Waits for what must happen; a minute is no limit that a machine's speed decides about."""
     end = time.monotonic() + 60

@@ -2,9 +2,14 @@
 HTTP, as its prompt says where that is a JSON object.
 
 steps, delay    so many steps of so many seconds
+turns           of others that it lets pass between its last step and its end
 until           a file: its steps wait until it is there
 error           the class of error that "fail" reports
 way             "finish", "fail", "die", "die once" (a file whose path is "mark" tells), "hang" or "babble"
+bytes           about the size of each picture
+log             a file that is told how many jobs were drawn together
+
+The jobs of a batch take their steps in turn.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,48 +59,70 @@ def main() -> None:
             sys.exit(3)
     send(wire.Ready("fake", "cpu"))
     while True:
-        job = messages.get()
-        assert isinstance(job, wire.Draw)
-        plan = job.body
-        prompt = job.body["request"]["prompt"] if "request" in job.body else ""
-        if prompt.startswith('{"'):
-            plan = json.loads(prompt)
-        number = job.body["number"] if prompt else 1
-        way, steps = plan.get("way", "finish"), plan.get("steps", 2) * number
-        if way == "die once" and Path(plan["mark"]).exists():
-            way = "finish"
-        for step in range(1, steps + 1):
-            time.sleep(plan.get("delay", 0))
-            while "until" in plan and not Path(plan["until"]).exists():
-                if wire.Cancel(job.job, job.attempt) in cancelled:
-                    break
-                time.sleep(0.005)
-            if wire.Cancel(job.job, job.attempt) in cancelled and way != "hang":
-                send(wire.Stopped())
+        batch: list[wire.Draw] = []
+        while not batch or batch[-1].more:
+            job = messages.get()
+            assert isinstance(job, wire.Draw)
+            batch.append(job)
+        going = [draw(job, len(batch), cancelled, send) for job in batch]
+        while going:
+            going = [steps for steps in going if next(steps, None)]
+        send(wire.DeviceMemory(1000, 2000, 3000))
+
+
+def draw(
+    job: wire.Draw, together: int, cancelled: list[wire.Message], send: Callable[[wire.Message], None]
+) -> Iterator[int]:
+    """Draws a job; yields the number of each step."""
+    plan = job.body
+    prompt = job.body["request"]["prompt"] if "request" in job.body else ""
+    if prompt.startswith('{"'):
+        plan = json.loads(prompt)
+    number = job.body.get("number", 1) if prompt else 1
+    way, own = plan.get("way", "finish"), plan.get("steps", 2)
+    steps = own * number
+    if way == "die once" and Path(plan["mark"]).exists():
+        way = "finish"
+    if "log" in plan:
+        with Path(plan["log"]).open("a") as log:
+            log.write(f"{together}\n")
+    for step in range(1, steps + 1):
+        time.sleep(plan.get("delay", 0))
+        while "until" in plan and not Path(plan["until"]).exists():
+            if wire.Cancel(job.job, job.attempt) in cancelled:
                 break
-            preview = b"preview %d" % step
-            if prompt:
-                preview = picture("JPEG", (32, 24), step) if job.body["previews"] else b""
-            send(wire.Progress(step, steps, preview))
-        else:
-            match way:
-                case "finish":
-                    for place in range(number):
-                        made = (
-                            finished(job.body["request"], place) if prompt else b"picture of " + (job.data or b"words")
-                        )
-                        send(wire.Picture(made))
-                    send(wire.Finished())
-                case "fail":
-                    send(wire.Failed(plan.get("error", "SizeError"), "No such size."))
-                case "hang":
-                    time.sleep(1000)
-                case "babble":
-                    connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
-                case _:
-                    if way == "die once":
-                        Path(plan["mark"]).touch()
-                    os._exit(9)
+            time.sleep(0.005)
+        if wire.Cancel(job.job, job.attempt) in cancelled and way != "hang":
+            send(wire.Stopped(job.job))
+            return
+        preview = b"preview %d" % step
+        if prompt:
+            preview = picture("JPEG", (32, 24), step) if job.body["previews"] else b""
+        place, before = divmod(step - 1, own)
+        send(wire.Progress(job.job, step, steps, place, before + 1, preview))
+        yield step
+    for _ in range(plan.get("turns", 0)):
+        yield steps
+    match way:
+        case "finish":
+            for place in range(number):
+                made = (
+                    finished(job.body["request"], place, plan.get("bytes", 0))
+                    if prompt
+                    else b"picture of " + (job.data or b"words")
+                )
+                send(wire.Picture(job.job, made))
+            send(wire.Finished(job.job))
+        case "fail":
+            send(wire.Failed(plan.get("error", "SizeError"), plan.get("message", "No such size."), job.job))
+        case "hang":
+            time.sleep(1000)
+        case "babble":
+            os.write(int(sys.argv[1]), b"GET / HTTP/1.1\r\n\r\n")
+        case _:
+            if way == "die once":
+                Path(plan["mark"]).touch()
+            os._exit(9)
 
 
 def picture(format: str, size: tuple[int, int], shade: int) -> bytes:
@@ -103,8 +131,10 @@ def picture(format: str, size: tuple[int, int], shade: int) -> bytes:
     return buffer.getvalue()
 
 
-def finished(request: dict[str, Any], place: int) -> bytes:
+def finished(request: dict[str, Any], place: int, size: int) -> bytes:
     image = Image.new("RGB", (320, 192), (place, 0, 0))
+    if size:  # noise does not get smaller
+        image = Image.frombytes("L", (size // 192, 192), os.urandom(size // 192 * 192)).convert("RGB")
     if request.get("seed") is not None:
         request = request | {"seed": request["seed"] + place}
     return encode(image, "png", made_with={"request": request}, parameters="a picture")

@@ -17,7 +17,7 @@ from PIL import Image
 from hwaga.errors import StoreError, StoreFullError
 from hwaga.image_file import read_settings
 from hwaga.server import event_stream, security
-from hwaga.server.access_log import JsonLines
+from hwaga.server.json_log import JsonLines
 from hwaga.server.security import Access
 
 if TYPE_CHECKING:
@@ -422,16 +422,24 @@ def test_metrics(serve: Serve) -> None:
         running.ended(running.submit(prompt="a cat")["id"])
         running.ended(running.submit(prompt=plan(way="fail"))["id"])
         running.ended(running.submit(prompt=plan(way="die"))["id"])
+        running.ended(running.submit(prompt="a cat")["id"])
+        running.until(lambda: "hwaga_vram_used_bytes{" in running.client.get("/metrics").text)
         figures = running.client.get("/metrics").text
     for line in (
-        'hwaga_jobs{status="succeeded"} 1.0',
+        'hwaga_jobs{status="succeeded"} 2.0',
         'hwaga_jobs{status="failed"} 2.0',
         'hwaga_failures_total{error="SizeError"} 1.0',
         'hwaga_failures_total{error="WorkerError"} 1.0',
         "hwaga_queue_depth 0.0",
-        "hwaga_run_seconds_count 3.0",
-        "hwaga_wait_seconds_count 3.0",
+        "hwaga_run_seconds_count 4.0",
+        "hwaga_wait_seconds_count 4.0",
         'hwaga_rss_anon_bytes{process="front"}',
+        'hwaga_swap_bytes{process="front"}',
+        'hwaga_rss_anon_bytes{process="worker 0"}',
+        'hwaga_vram_used_bytes{process="worker 0"} 1000.0',
+        'hwaga_vram_reserved_bytes{process="worker 0"} 2000.0',
+        'hwaga_vram_peak_bytes{process="worker 0"} 3000.0',
+        "hwaga_steps_total ",
     ):
         assert line in figures
     restarts = float(figures.split("\nhwaga_worker_restarts ")[1].split()[0])
@@ -451,6 +459,25 @@ def test_not_ready_without_a_worker(serve: Serve, tmp_path: Path) -> None:
 
         running.until(ready)
         assert "There is no such model." in seen
+
+
+def test_a_body_that_takes_too_long(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(security, "BODY_SECONDS", 0.2)
+    with serve() as running:
+        host, port = running.url.removeprefix("http://").split(":")
+        for path, kind in (("/v1/jobs", "application/json"), ("/v1/images/edits", "multipart/form-data; boundary=x")):
+            with socket.create_connection((host, int(port))) as connection:
+                connection.settimeout(60)
+                head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 100\r\n\r\n"
+                connection.sendall(head.encode() + (b"{" if path == "/v1/jobs" else b"-"))
+                said = b""
+                while data := connection.recv(10_000):  # up to the end of the connection
+                    said += data
+            assert said.startswith(b"HTTP/1.1 408 ")
+            assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+        # Who waits for an answer may wait longer.
+        job = running.submit(prompt=plan(delay=0.2, steps=3))["id"]
+        assert running.client.get(f"/v1/jobs/{job}/events").text.count("event: step") == 3
 
 
 def test_a_client_that_stops_in_mid_body(server: Running, caplog: pytest.LogCaptureFixture) -> None:

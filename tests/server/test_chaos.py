@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import full_disk
 import pytest
 from storm import AIMS, Asked, Crowd, Served, after_death, await_moment, examine, until
 
@@ -26,6 +27,15 @@ dispatcher.POLL, dispatcher.BACK_OFF = 0.05, (0.05, 0.05)
 main()
 """
 _PROMPTS = [f'{{"steps": 2, "delay": 0.03, "note": "{note}"}}' for note in ("an apple", "고양이", "a cup")]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    found = full_disk.run(tmp_path, [sys.executable, "-c", _COMMAND], f'{{"steps": 1, "bytes": {2**16}}}')
+    if found is None:
+        pytest.skip("no file system can be mounted here")
+    assert found["faults"] == []
+    assert found["answers"]["before"] == found["answers"]["after"] == {"202": 3}
+    assert found["ends"]["succeeded"] >= 6
 
 
 def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:

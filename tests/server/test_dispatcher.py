@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import json
 import os
 import random
 import signal
@@ -12,12 +13,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dispatching import REAL, all_events, dispatching, ended, run, until
 from PIL import Image
 
 from hwaga.errors import StoreError, StoreFullError, UnknownJobError
@@ -25,50 +26,10 @@ from hwaga.image_file import read_settings
 from hwaga.server import dispatcher as module
 from hwaga.server import events, process
 from hwaga.server.dispatcher import Dispatcher
-from hwaga.server.events import Event
 from hwaga.server.jobs import TERMINAL, Job
 from hwaga.server.store import SqliteStore
 
-REAL = process.WORKER
-
-
-@pytest.fixture(autouse=True)
-def fake_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "WORKER", (sys.executable, str(Path(__file__).with_name("fake_worker.py"))))
-    monkeypatch.setattr(module, "BACK_OFF", (0.01, 0.05))
-    monkeypatch.setattr(module, "POLL", 0.05)
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(60):
-            await test()
-
-    asyncio.run(limited())
-
-
-@asynccontextmanager
-async def dispatching(folder: Path, **options: Any) -> AsyncIterator[Dispatcher]:
-    dispatcher = Dispatcher(SqliteStore(folder), **options)
-    await dispatcher.start()
-    try:
-        yield dispatcher
-    finally:
-        with contextlib.suppress(RuntimeError):  # a test has stopped it
-            await dispatcher.stop(0)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
-
-
-async def all_events(dispatcher: Dispatcher, job: Job, *, after: int = 0) -> list[Event]:
-    return [event async for event in dispatcher.events(job.id, after=after)]
-
-
-async def ended(dispatcher: Dispatcher, job: Job) -> Job:
-    return (await all_events(dispatcher, job))[-1].job
+pytestmark = pytest.mark.usefixtures("fake_worker")
 
 
 def pid(dispatcher: Dispatcher) -> int:
@@ -197,7 +158,7 @@ def test_a_cancellation_by_another_process_is_heard(tmp_path: Path) -> None:
     async def test() -> None:
         async with dispatching(tmp_path) as dispatcher:
             job = await dispatcher.submit("text2image", {"steps": 10_000, "delay": 0.01})
-            await until(lambda: dispatcher._slots[0].job is not None)
+            await until(lambda: dispatcher._slots[0].held)
             with closing(SqliteStore(tmp_path)) as other:
                 other.cancel(job.id)
             assert (await ended(dispatcher, job)).status == "cancelled"
@@ -245,7 +206,7 @@ def test_stopping_waits_for_what_runs_and_keeps_the_queue(tmp_path: Path) -> Non
             running = await dispatcher.submit("text2image", {"steps": 20, "delay": 0.01})
             waiting = await dispatcher.submit("text2image", {})
             told = [asyncio.create_task(all_events(dispatcher, job)) for job in (running, waiting)]
-            await until(lambda: dispatcher._slots[0].job is not None)
+            await until(lambda: dispatcher._slots[0].held)
             await dispatcher.stop(50)
             assert not dispatcher.ready
             assert [found[-1].kind for found in await asyncio.gather(*told)] == ["succeeded", "queued"]
@@ -259,7 +220,7 @@ def test_stopping_at_once_gives_the_job_back(tmp_path: Path) -> None:
     async def test() -> None:
         async with dispatching(tmp_path) as dispatcher:
             job = await dispatcher.submit("text2image", {"steps": 10_000, "delay": 0.01})
-            await until(lambda: dispatcher._slots[0].job is not None)
+            await until(lambda: dispatcher._slots[0].held)
             worker = pid(dispatcher)
             await dispatcher.stop(0)
             with pytest.raises(ProcessLookupError):
@@ -369,7 +330,7 @@ def test_only_so_many_events_and_feeds_are_kept(tmp_path: Path, monkeypatch: pyt
     run(test)
 
 
-def test_the_real_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(process, "WORKER", REAL)
     request = {"prompt": "a red apple", "steps": 1, "seed": 7}
     source = io.BytesIO()
@@ -426,6 +387,9 @@ def test_the_real_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             assert event.job.attempt == 2
 
     run(test)
+    # What it logs is JSON, as the server's own log.
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+    assert [line["level"] for line in lines if "Traceback" in line.get("exception", "")] == ["error"] * 2
 
 
 def test_the_real_worker_without_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,15 +23,18 @@ JSON = st.recursive(
     max_leaves=5,
 )
 MESSAGES = st.one_of(
-    st.builds(wire.Open, st.none() | TEXT, st.none() | TEXT, st.none() | TEXT),
+    st.builds(wire.Open, st.none() | TEXT, st.none() | TEXT, st.none() | TEXT, st.integers()),
     st.builds(wire.Ready, TEXT, TEXT),
-    st.builds(wire.Draw, TEXT, st.integers(), st.dictionaries(TEXT, JSON, max_size=3), st.binary(max_size=100)),
+    st.builds(
+        wire.Draw, TEXT, st.integers(), st.dictionaries(TEXT, JSON, max_size=3), st.booleans(), st.binary(max_size=100)
+    ),
     st.builds(wire.Cancel, TEXT, st.integers()),
-    st.builds(wire.Progress, st.integers(), st.integers(), st.binary(max_size=100)),
-    st.builds(wire.Picture, st.binary(min_size=1, max_size=100)),
-    st.builds(wire.Finished),
-    st.builds(wire.Failed, TEXT, TEXT),
-    st.builds(wire.Stopped),
+    st.builds(wire.Progress, TEXT, *[st.integers()] * 4, st.binary(max_size=100)),
+    st.builds(wire.Picture, TEXT, st.binary(min_size=1, max_size=100)),
+    st.builds(wire.Finished, TEXT),
+    st.builds(wire.Failed, TEXT, TEXT, TEXT),
+    st.builds(wire.Stopped, TEXT),
+    st.builds(wire.DeviceMemory, *[st.integers()] * 3),
 )
 
 
@@ -123,6 +126,6 @@ def test_what_is_too_large_is_not_sent() -> None:
 def test_a_peer_that_dies_with_messages_unread_is_an_end() -> None:
     ours, theirs = socket.socketpair()
     with ours, ours.makefile("rb") as stream:
-        ours.sendall(wire.encode(wire.Finished()))
+        ours.sendall(wire.encode(wire.Finished("1")))
         theirs.close()  # the system then says that the connection was reset
         assert wire.receive(stream) is None

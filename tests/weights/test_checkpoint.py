@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError, HwagaError
 from hwaga.families.z_image.family import ZImage
-from hwaga.weights.checkpoint import Blueprint, FusedLinear, read_config, weight_files, weights_digest
+from hwaga.weights.checkpoint import Blueprint, read_config, weight_files, weights_digest
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import Layout
 
 CPU = torch.device("cpu")
@@ -267,7 +268,7 @@ def test_a_file_cut_off_after_it_was_matched(tmp_path: Path) -> None:
     blueprint = read(folder)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: the file ends early"):
         blueprint.load(device=CPU, dtype=torch.float32)
 
 

@@ -14,7 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
-from hwaga.weights.checkpoint import FusedLinear
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import AUTOENCODER, Layout, qwen3_encoder, z_image_transformer
 
 QWEN3_4B = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hwaga.errors import LoraError
 from hwaga.loras import LoraLibrary
 from hwaga.weights.adapters import Adapters
-from hwaga.weights.checkpoint import FusedLinear
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import Layout
 from hwaga.weights.lora import LoraCache, LoraFile, LoraTarget, lora_targets
 

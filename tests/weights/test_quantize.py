@@ -15,15 +15,23 @@ from torch import Tensor, nn
 from hwaga import DeviceError, Engine, ImageRequest, Settings, SettingsError
 from hwaga.families.z_image.family import ZImageModel
 from hwaga.weights.adapters import Adapters, LinearAdapter, LowRank, adapted
-from hwaga.weights.checkpoint import FusedLinear
-from hwaga.weights.quantize import GROUP, PRECISIONS, Precision, QuantizedLinear, quantizing
+from hwaga.weights.fused import FusedLinear
+from hwaga.weights.quantize import GROUP, PRECISIONS, Precision, QuantizedLinear, write_codes
 
 ALL = pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
 
 
 def quantized(weight: Tensor, precision: Precision) -> QuantizedLinear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    return QuantizedLinear(linear, weight, precision)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta", dtype=weight.dtype)
+    return filled(QuantizedLinear(linear, precision), weight)
+
+
+def filled(layer: QuantizedLinear, weight: Tensor) -> QuantizedLinear:
+    layer.kept = nn.ParameterList(
+        nn.Parameter(torch.empty_like(part, device="cpu"), requires_grad=False) for part in layer.kept
+    )
+    write_codes(weight, layer.precision, list(layer.kept))
+    return layer
 
 
 @ALL
@@ -73,10 +81,7 @@ def test_what_it_takes(precision: Precision) -> None:
 @ALL
 def test_a_layer_in_place_of_another(precision: Precision) -> None:
     linear = FusedLinear(64, (32, 16), bias=True)
-    replace = quantizing(r"layers\.\d+\.qkv", precision)
-    assert replace("layers.3.out", linear, linear.weight.data) is None
-    layer = replace("layers.3.qkv", linear, linear.weight.data)
-    assert isinstance(layer, QuantizedLinear)
+    layer = filled(QuantizedLinear(linear, precision), linear.weight.data)
     assert (layer.outs, layer.in_features, layer.out_features) == ((32, 16), 64, 48)
     x = torch.randn(5, 64)
     low_rank = LowRank(torch.randn(2, 64), torch.randn(48, 2))
@@ -103,12 +108,12 @@ def whole() -> Iterator[Engine]:
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_the_mini_draws_nearly_the_same(name: str, whole: Engine) -> None:
     with Engine.open("mini", device="cpu", precision=name) as engine:
-        model = cast(ZImageModel, engine._model)
+        model = cast(ZImageModel, engine._opened().model)
         kept = {type(module) for module in model.transformer.layers[0].modules() if isinstance(module, nn.Linear)}
         assert kept == {QuantizedLinear, nn.Linear}, "the modulation stays whole"
         sizes = [
             sum(parameter.nbytes for parameter in each.transformer.parameters())
-            for each in (model, cast(ZImageModel, whole._model))
+            for each in (model, cast(ZImageModel, whole._opened().model))
         ]
         assert sizes[0] < 0.45 * sizes[1]
         for request in REQUESTS:
@@ -130,7 +135,7 @@ def test_a_style_on_weights_in_fewer_bits(whole: Engine) -> None:
 
 
 def test_a_precision_that_is_none() -> None:
-    with pytest.raises(DeviceError, match="one of full, int8, fp8, int4, not 'int3'"):
+    with pytest.raises(DeviceError, match="one of auto, full, int8, fp8, int4, not 'int3'"):
         Engine.open("mini", precision="int3")
     with pytest.raises(DeviceError, match="not 'nf4'"):
         Engine.open("mini", settings=Settings(precision="nf4"))

@@ -12,6 +12,7 @@ from hwaga.cli.download import download
 from hwaga.cli.generate import image2image, text2image
 from hwaga.cli.lora import lora
 from hwaga.cli.models import models
+from hwaga.cli.plan import plan
 from hwaga.cli.prompt import industries, prompt, styles
 from hwaga.cli.serve import keys, serve
 from hwaga.cli.show import show
@@ -41,7 +42,7 @@ def _main(
     pass
 
 
-for command in (text2image, image2image, prompt, styles, industries, show, download, serve, doctor):
+for command in (text2image, image2image, prompt, styles, industries, show, download, serve, plan, doctor):
     app.command()(command)
 app.add_typer(lora)
 app.add_typer(keys)

@@ -7,7 +7,7 @@ import platform
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,10 +16,13 @@ from rich.text import Text
 
 from hwaga.cards import ModelCard, built_in_cards
 from hwaga.cli.console import GIB, gibibytes, print_json
-from hwaga.errors import HwagaError
-from hwaga.memory.budget import host_memory
+from hwaga.errors import HwagaError, SettingsError
+from hwaga.memory.budget import host_memory, process_memory
 from hwaga.settings import Settings
 from hwaga.version import __version__
+
+if TYPE_CHECKING:
+    from hwaga.forecast import Forecast
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Finding:
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False) -> None:
     """Look at Python, torch, devices, memory and disk, and say what will work."""
-    settings = Settings.read()
-    findings = [*_software(), *_machine(settings), *_devices(), *_models(settings), _default(settings)]
+    settings, wrong = _settings()
+    findings = [*_software(), *wrong, *_machine(settings), *_devices(), *_models(settings), *_default(settings)]
     if as_json:
         print_json([asdict(finding) for finding in findings])
         return
@@ -43,6 +46,15 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findi
     for finding in findings:
         table.add_row(marks[finding.good], finding.subject, Text(finding.text))
     Console(highlight=False).print(table)
+
+
+def _settings() -> tuple[Settings, list[Finding]]:
+    """The settings; where they are not valid, what is wrong, and the defaults for looking at everything else."""
+    try:
+        return Settings.read(), []
+    except SettingsError as error:
+        folders = {name: value for name, value in os.environ.items() if name.startswith(("XDG_", "HWAGA_DATA_DIR"))}
+        return Settings.read(folders | {"HWAGA_CONFIG": os.devnull}), [Finding("settings", False, str(error))]
 
 
 def _software() -> list[Finding]:
@@ -111,42 +123,54 @@ def _models(settings: Settings) -> list[Finding]:
     findings = []
     for card in built_in_cards(settings.models).values():
         if card.present:
-            findings.append(_verdict(card))
+            findings.append(_verdict(card, settings))
         else:
             remedy = f"`hwaga download {card.name}` fetches it to {card.folder}"
             findings.append(Finding(card.name, None, f"not on this machine; {remedy}"))
     return findings
 
 
-def _verdict(card: ModelCard) -> Finding:
-    """Whether the weights fit beside each other. What a picture needs on top depends on its size."""
-    import torch
+def _verdict(card: ModelCard, settings: Settings) -> Finding:
+    """How a picture of the default size would be made."""
+    from hwaga.forecast import forecast
 
-    parameters = sum(part.parameters for part in card.parts.values())
-    free: int | None
-    if torch.cuda.is_available():
-        need, free, where = 2 * parameters, torch.cuda.mem_get_info()[0], "on the GPU in bfloat16"
-    else:
-        memory = host_memory()
-        need, free, where = 4 * parameters, memory.available if memory else None, "in RAM in float32"
-    if free is None:
-        return Finding(card.name, None, f"here; its weights need {gibibytes(need)} {where}")
-    fits = need < free
-    verdict = "they fit" if fits else f"only {gibibytes(free)} are free"
-    return Finding(card.name, fits, f"here; its weights need {gibibytes(need)} {where}: {verdict}")
+    try:
+        return Finding(card.name, True, f"here; {_in_a_line(forecast(card, settings=settings))}")
+    except HwagaError as error:
+        return Finding(card.name, False, f"here; {error}")
 
 
-def _default(settings: Settings) -> Finding:
-    """Whether a command that names nothing would find its model, device and number format."""
-    from hwaga.engine import choose
+def _default(settings: Settings) -> list[Finding]:
+    """Whether a command that names nothing would find its model, device and number format, and how it would use memory."""
+    from hwaga.forecast import choose, forecast
 
     try:
         card, device, dtype = choose(settings.model, settings.device, settings.dtype, settings)
     except HwagaError as error:
-        return Finding("default", False, str(error))
+        return [Finding("default", False, str(error))]
     text = f"{card.name} on {device} in {str(dtype).removeprefix('torch.')}"
-    return Finding(
-        "default",
-        card.present,
-        text if card.present else f"{card.name} is not on this machine: hwaga download {card.name}",
-    )
+    if not card.present:
+        text = f"{card.name} is not on this machine: hwaga download {card.name}"
+    found = [Finding("default", card.present, text)]
+    try:
+        made = forecast(card, settings=settings)
+    except HwagaError as error:
+        return [*found, Finding("plan", False, str(error)), *_process()]
+    return [*found, Finding("plan", True, f"{_in_a_line(made)} (more: hwaga plan)"), *_process()]
+
+
+def _in_a_line(made: Forecast) -> str:
+    plan, (width, height) = made.plan, made.card.default_size
+    away = [f"{part.name} {part.mode}" for part in plan.parts if part.mode != "resident"]
+    vram = f"{gibibytes(plan.peak_vram_bytes)} of VRAM and " if plan.peak_vram_bytes else ""
+    takes = f"{width}x{height} takes up to {vram}{gibibytes(plan.peak_ram_bytes)} of RAM"
+    return f"{takes}, precision {made.precision}, {', '.join(away) or 'all weights stay'}"
+
+
+def _process() -> list[Finding]:
+    """What this process has come to: Python, torch, and a connection to the GPU where there is one."""
+    process = process_memory()
+    if process is None:
+        return []
+    swap = f"{gibibytes(process.swap)} more in swap" if process.swap else "none in swap"
+    return [Finding("process", None, f"{gibibytes(process.rss_anon)} of RAM (RssAnon) before a model, {swap}")]

@@ -40,7 +40,17 @@ MaxTokens = Annotated[int | None, typer.Option(help="Raise the prompt's limit of
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu (by default the fastest present).")]
 Dtype = Annotated[str | None, typer.Option(help="bfloat16 or float32 (by default what suits the device).")]
 Precision = Annotated[
-    str | None, typer.Option(help="full, or int8, fp8, int4: keep the large weights in fewer bits, to save memory.")
+    str | None,
+    typer.Option(
+        help="auto (the default): full wherever that fits. Or full, int8, fp8, int4: the large weights in fewer bits."
+    ),
+]
+Vram = Annotated[
+    str | None, typer.Option(help="Most that may be taken of the GPU, such as 8GiB (HWAGA_VRAM, or what is free).")
+]
+Ram = Annotated[
+    str | None,
+    typer.Option(help="Most that may be taken of the machine's memory, such as 12GiB (HWAGA_RAM, or what is free)."),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Print everything about the pictures as JSON instead of their paths.")
@@ -66,6 +76,8 @@ def text2image(
     device: Device = None,
     dtype: Dtype = None,
     precision: Precision = None,
+    vram: Vram = None,
+    ram: Ram = None,
     as_json: Json = False,
 ) -> None:
     """Make a picture from words. Prints the path of each picture."""
@@ -85,7 +97,10 @@ def text2image(
         seed=seed,
         max_tokens=max_tokens,
     )
-    run(request, output, number, model=model, device=device, dtype=dtype, precision=precision, as_json=as_json)
+    run(
+        request, output, number, model=model, device=device, dtype=dtype, precision=precision, vram=vram, ram=ram,
+        as_json=as_json,
+    )  # fmt: skip
 
 
 def image2image(
@@ -117,6 +132,8 @@ def image2image(
     device: Device = None,
     dtype: Dtype = None,
     precision: Precision = None,
+    vram: Vram = None,
+    ram: Ram = None,
     as_json: Json = False,
 ) -> None:
     """Make a picture from a picture and words. Its size is the picture's own unless one is given."""
@@ -140,7 +157,10 @@ def image2image(
         seed=seed,
         max_tokens=max_tokens,
     )
-    run(request, output, number, model=model, device=device, dtype=dtype, precision=precision, as_json=as_json)
+    run(
+        request, output, number, model=model, device=device, dtype=dtype, precision=precision, vram=vram, ram=ram,
+        as_json=as_json,
+    )  # fmt: skip
 
 
 def _loras(given: list[str] | None) -> tuple[LoraUse, ...]:
@@ -170,6 +190,8 @@ def run(
     device: str | None,
     dtype: str | None,
     precision: str | None,
+    vram: str | None,
+    ram: str | None,
     as_json: bool,
 ) -> None:
     """Makes and writes ``number`` pictures of a request, one after the other, and reports each once it is on disk."""
@@ -181,7 +203,7 @@ def run(
             from hwaga.engine import Engine  # brings torch, which is not imported for a command that fails before
 
             with Engine.open(
-                model, device=device, dtype=dtype, precision=precision,
+                model, device=device, dtype=dtype, precision=precision, vram=vram, ram=ram,
                 progress=lambda done, total: bar.show("Loading weights", done, total),
             ) as engine:  # fmt: skip
                 resolved = engine.resolve(request)

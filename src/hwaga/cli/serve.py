@@ -14,9 +14,10 @@ from rich.text import Text
 
 from hwaga.cards import find_card
 from hwaga.cli.console import print_result, say
+from hwaga.cli.generate import Precision
 from hwaga.errors import ServerError, SettingsError
 from hwaga.server.store import SqliteStore
-from hwaga.settings import Settings, parse_bytes
+from hwaga.settings import Settings, bytes_of, parse_bytes
 
 keys = typer.Typer(name="keys", help="API keys of the server.", no_args_is_help=True)
 
@@ -37,7 +38,24 @@ def serve(
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32 (by default what suits the device).")] = None,
+    precision: Precision = None,
+    vram: Annotated[
+        str | None,
+        typer.Option(help="Most that each worker may take of its GPU, such as 8GiB (HWAGA_VRAM, or what is free)."),
+    ] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option(help="Most that each worker may take of the machine's memory (HWAGA_RAM, or what is free)."),
+    ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Most jobs that may wait.")] = 1000,
+    batch: Annotated[
+        int, typer.Option(min=1, max=64, help="Most pictures that a device draws at once, of one job or of several.")
+    ] = 1,
+    job_timeout: Annotated[float, typer.Option(min=1, help="Seconds that the pictures of a job may take.")] = 600,
+    rate_limit: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="How often a minute each API key may ask for work (as often as it likes)."),
+    ] = None,
     keep_days: Annotated[float, typer.Option(min=0, help="How long ended jobs and their pictures are kept.")] = 7,
     keep_bytes: Annotated[str, typer.Option(help="Most room for pictures: older ones go first.")] = "20 GiB",
     allow_host: Annotated[
@@ -46,6 +64,8 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP: Hwaga's own API, and that of OpenAI for images, below http://HOST:PORT/v1."""
     settings = Settings.read()
+    for name, given in (("vram", vram), ("ram", ram)):
+        bytes_of(name, given)
     card = find_card(model or settings.model, settings.models)
     try:
         room = parse_bytes(keep_bytes)
@@ -74,11 +94,16 @@ def serve(
                 store,
                 model=model or settings.model,
                 dtype=dtype or settings.dtype,
+                precision=precision or settings.precision,
+                vram=vram or settings.vram,
+                ram=ram or settings.ram,
                 devices=device or [settings.device],
+                batch=batch,
+                job_timeout=job_timeout,
                 keep_seconds=keep_days * 86400,
                 keep_bytes=room,
             )
-            access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback)
+            access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback, per_minute=rate_limit)
             app = create_app(dispatcher, card, settings, access)
         except BaseException:
             store.close()

@@ -5,7 +5,9 @@ Tensors: pixels ``[3, H, W]`` float32 in [-1, 1]; latents ``[C, h, w]`` float32;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,14 +15,40 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from hwaga.memory.plan import Demand
     from hwaga.sampling.euler import Derivative
 
 Progress = Callable[[int, int], None]
 """(bytes loaded, bytes in all)."""
 
 
+@dataclass(frozen=True)
+class Picture:
+    """What a picture's size asks of memory.
+
+    Attributes:
+        width, height: pixels.
+        tokens: of the prompt.
+        source: it starts from a picture.
+    """
+
+    width: int
+    height: int
+    tokens: int
+    source: bool = False
+
+
 class Model(Protocol):
-    """The networks of one checkpoint, in memory. ``Conditioning`` is what it makes of a prompt; the engine only hands it on."""
+    """The networks of one checkpoint. ``Conditioning`` is what it makes of a prompt; the engine only hands it on.
+
+    Weights come and go: a model says what parts it has, and uses each of them within ``on_device``.
+    """
+
+    parts: Mapping[str, tuple[Any, Sequence[Any]]]
+    """For each part, the unit of what lies outside of its blocks, and the blocks' units; see ``memory.residency.Unit``."""
+
+    on_device: Callable[[str, int], AbstractContextManager[None]]
+    """Given by the engine: within it a part may be run, so many times."""
 
     max_tokens: int
     """Tokens of a prompt that the networks have positions for."""
@@ -43,8 +71,29 @@ class Model(Protocol):
     def adapters(self, loras: Sequence[tuple[Path, float]]) -> Any:
         """What LoRA files add at their weights: the same object for the same ones, None for none. Raises LoraError."""
 
+    @property
+    def kept_bytes(self) -> int:
+        """Of the device, for whatever is kept in case it is used again."""
+
+    def new_bytes(self, loras: Sequence[tuple[Path, float]]) -> int:
+        """About the most that ``adapters`` would take of the device for them, beside what is kept."""
+
+    def demand(self, pictures: Sequence[Picture], steps: int, kept: int) -> Demand:
+        """What a batch asks of memory.
+
+        Args:
+            steps: most of a picture.
+            kept: bytes of LoRAs and of what is kept between requests.
+        """
+
+    def bring(self, unit: Any, memory: Tensor, progress: Callable[[int], None] | None = None) -> None:
+        """Writes a unit's weights to memory of the device. Raises CheckpointError."""
+
     def forget(self) -> None:
         """Gives back the memory of whatever is kept in case it is used again."""
+
+    def close(self) -> None:
+        """Lets go of everything that is not weights on the device."""
 
     def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Any]) -> list[Any]:
         """Conditioning for each list of token ids with its adapters."""
@@ -58,20 +107,20 @@ class Model(Protocol):
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """Latents taken to a noise level."""
 
-    def derivative(
+    def denoising(
         self,
         conditionings: Sequence[Any],
         shapes: Sequence[tuple[int, int, int]],
         schedules: Sequence[Tensor],
         adapters: Sequence[Any],
-    ) -> Derivative:
+    ) -> AbstractContextManager[Derivative]:
         """The denoiser for a batch, with all that does not depend on the step computed."""
 
-    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None) -> Tensor:
-        """Latents of one picture: the encoder's mean, or a sample of its posterior."""
+    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None = None) -> Tensor:
+        """Latents of one picture: the encoder's mean, or a sample of its posterior. In pieces of ``tile`` pixels if set."""
 
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pixels of one picture's latents, not clamped."""
+    def decode_latents(self, latents: Tensor, tile: int | None = None) -> Tensor:
+        """Pixels of one picture's latents, not clamped. In pieces of ``tile`` pixels if set."""
 
 
 class Tokenizer(Protocol):
@@ -93,6 +142,9 @@ class Family(Protocol):
     precisions: Sequence[str]
     """Fewer bits that the large weights may be kept in, the best first."""
 
+    sound_precisions: Sequence[str]
+    """Of these, the ones that may be chosen where whole weights don't fit."""
+
     def open(
         self,
         folder: Path,
@@ -102,9 +154,9 @@ class Family(Protocol):
         dtype: torch.dtype,
         lora_bytes: int,
         precision: str | None = None,
-        progress: Progress | None = None,
     ) -> Model:
-        """Loads a checkpoint. Raises CheckpointError for whatever is wrong with it.
+        """Opens a checkpoint by the headers of its files; its weights are still to be brought in. Raises CheckpointError for
+        whatever is wrong with it.
 
         Args:
             folder: the checkpoint, in diffusers' layout.
@@ -112,8 +164,10 @@ class Family(Protocol):
             device, dtype: where the networks run, and in which number format.
             lora_bytes: of LoRAs that are kept on the device.
             precision: how the large weights are kept, of ``precisions``; as the dtype where None.
-            progress: see ``Progress``.
         """
+
+    def outline(self, *, dtype: torch.dtype, precision: str | None = None) -> Model:
+        """The published model without any files: it can say what it would ask of memory, and nothing else."""
 
     def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
         """Raises LoraError where a LoRA file is not for a checkpoint, of which no weights are read. As ``open``."""

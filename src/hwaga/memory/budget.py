@@ -5,8 +5,43 @@ Swap never counts as memory to use: a generation that reaches it is slower than 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hwaga.memory.plan import Budget
+
+if TYPE_CHECKING:
+    from hwaga.memory.device import DeviceMemory
+
+GIB = 2**30
+
+CONTEXT = int(0.8 * GIB)
+"""What CUDA takes of a GPU for a process, beside the process's tensors: 0.51 GiB when it starts and 0.75 after pictures of
+all kinds on an H100 (``benchmarks/gpu_memory.py``). Counted where a cap is given; of a real device it has been taken already.
+"""
+
+DEVICE_RESERVE = 128 * 2**20
+DEVICE_RESERVE_SHARE = 0.04
+"""Of the device, for what the allocator cannot use of what it takes: so much, and this share of the whole. With 0.07 GiB left
+of 15.25, four pictures took twice their time, since memory was given back and taken again at every step.
+"""
+
+HOST_BASE = {"cpu": int(0.4 * GIB), "mps": int(0.6 * GIB), "cuda": int(1.1 * GIB)}
+"""Anonymous memory of a process with torch and a context on such a device, where none is running."""
+
+HOST_RESERVE = GIB // 2
+"""Of the host, for whatever else goes on there."""
+
+PINNED_SHARE = 0.5
+"""Of the host's available memory that may be locked. The other half is the page cache's, which the rest is read through;
+what is locked cannot be taken back when another program needs memory."""
+
+STEP = 64 * 2**20
+"""Budgets are rounded down to a multiple of this, so that blocks don't come and go with every change of a few MiB."""
+
+UNKNOWN = 2**50
+"""For memory that cannot be told: no limit."""
 
 
 @dataclass(frozen=True)
@@ -93,3 +128,59 @@ def _cgroup_limits(proc: Path, cgroup: Path) -> list[tuple[int, int]]:
                 droppable = int(stat.get("total_inactive_file" if version1 else "inactive_file", 0))
                 limits.append((int(limit), max(int(used) - droppable, 0)))
     return limits
+
+
+def budget(
+    device: str,
+    memory: DeviceMemory | None,
+    host: HostMemory | None,
+    process: ProcessMemory | None,
+    *,
+    held: int = 0,
+    pinned: int = 0,
+    vram: int | None = None,
+    ram: int | None = None,
+) -> Budget:
+    """What an engine may take of a device and of the host.
+
+    Args:
+        device: "cuda", "mps" or "cpu".
+        memory: of the device; None for the CPU, and for a GPU that is only thought of, which is then all the engine's.
+        host: None where it cannot be told; then it sets no limit.
+        process: None where it cannot be told, or has not started: then what it will take is not to be had for anything else.
+        held: bytes of the device that the engine has already, for what it could let go of.
+        pinned: bytes of the host that it has locked already.
+        vram, ram: caps of what the process takes in all; ``ram`` is the host's whole memory for a GPU that is thought of.
+    """
+    base = (
+        HOST_BASE[device] if process is None else max(process.rss_anon - pinned - (held if device == "cpu" else 0), 0)
+    )
+    available = UNKNOWN if host is None else host.available + pinned + (held if device == "cpu" else 0)
+    if process is None:
+        available -= base
+    if ram is not None:
+        available = min(available, ram - base)
+    if device == "cpu":
+        return Budget(device, max(available - HOST_RESERVE, 0), 0, base)
+    limits = []
+    if memory is not None:
+        limits.append(memory.free + memory.reserved - memory.allocated + held)
+    if vram is not None:
+        others = 0 if memory is None else memory.allocated - held
+        limits.append(vram - CONTEXT - others)
+    may_lock = max(int((available - HOST_RESERVE) * PINNED_SHARE), 0) if device == "cuda" else 0
+    found = min(limits, default=0)
+    return Budget(device, max(int(found * (1 - DEVICE_RESERVE_SHARE)) - DEVICE_RESERVE, 0), may_lock, base)
+
+
+def rounded(found: Budget) -> Budget:
+    """A budget in whole steps."""
+    return replace(
+        found, device_bytes=found.device_bytes // STEP * STEP, pinned_bytes=found.pinned_bytes // STEP * STEP
+    )
+
+
+def cap_for(device_bytes: int) -> int:
+    """The smallest cap of a GPU that leaves so much for weights and work, to a hundredth of a GiB above."""
+    least = int((-(-device_bytes // STEP) * STEP + DEVICE_RESERVE) / (1 - DEVICE_RESERVE_SHARE)) + CONTEXT
+    return -(-least * 100 // GIB) * GIB // 100 + 1

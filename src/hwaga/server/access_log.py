@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
@@ -53,19 +52,3 @@ class AccessLog:
             fields = {"method": scope["method"], "path": scope["path"], "status": status}
             fields |= {"request_id": request_id, "ms": round(1000 * (time.perf_counter() - begin), 1)}
             _log.info("%(method)s %(path)s", fields, extra=fields)
-
-
-class JsonLines(logging.Formatter):
-    """Log records as JSON, one a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        fields = ("request_id", "method", "path", "status", "ms")
-        return json.dumps(line | {name: vars(record)[name] for name in fields if name in vars(record)})

@@ -10,10 +10,11 @@ from fastapi import FastAPI
 from hwaga.cards import ModelCard
 from hwaga.loras import LoraLibrary
 from hwaga.prompt import Library
-from hwaga.server import health, native, openai_images, page, refusals
+from hwaga.server import health, native, openai_images, page, plans, refusals
 from hwaga.server.access_log import AccessLog
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.drawing import Front
+from hwaga.server.folders import own_folders
 from hwaga.server.security import Access, Gate
 from hwaga.settings import Settings
 from hwaga.tokens import token_checker
@@ -42,17 +43,24 @@ def create_app(dispatcher: Dispatcher, card: ModelCard, settings: Settings, acce
         try:
             yield
         finally:
+            app.state.front.decoders.shutdown(wait=False, cancel_futures=True)
             await dispatcher.stop(0)
 
     # Its pages of documentation would load scripts from elsewhere.
     app = FastAPI(title="Hwaga", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     app.state.front = Front(
-        dispatcher, card, Library.load(settings.packs), LoraLibrary(settings.loras), token_checker(card)
+        dispatcher,
+        card,
+        Library.load(settings.packs),
+        LoraLibrary(settings.loras),
+        token_checker(card),
+        own_folders(settings, card),
     )
     app.state.metrics = health.Metrics()
     dispatcher.on_end = app.state.metrics.observe
+    dispatcher.on_step = app.state.metrics.steps.inc
     refusals.add_to(app)
-    for part in (native, openai_images, health, page):
+    for part in (native, openai_images, plans, health, page):
         app.include_router(part.router)
     app.add_middleware(Gate, dispatcher=dispatcher, access=access, uploads=UPLOADS)
     app.add_middleware(AccessLog)  # the last one added is the outermost

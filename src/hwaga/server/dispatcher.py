@@ -18,6 +18,7 @@ from hwaga.errors import ServerStoppingError, StaleAttemptError, StoreError, Unk
 from hwaga.server import wire
 from hwaga.server.events import Event, Feeds
 from hwaga.server.jobs import LEASE, TERMINAL, Job, JobStore, Kind
+from hwaga.server.packing import joins
 from hwaga.server.process import WorkerProcess
 
 POLL = 1.0
@@ -38,15 +39,35 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
+class _Held:
+    """A job that a worker has been given.
+
+    Attributes:
+        pictures: that are finished.
+        cancelled: somebody asked for it to be stopped.
+        lost: the attempt is over, or the store could not be told how it ended. The worker is waited for all the same.
+    """
+
+    job: Job
+    pictures: list[bytes] = field(default_factory=list)
+    cancelled: bool = False
+    lost: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.job.id, self.job.attempt
+
+
+@dataclass
 class _Slot:
-    """A device, and what is going on there."""
+    """A device, and what is going on there. ``held`` are the jobs of the batch that is being drawn, by their ids."""
 
     device: str | None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     worker: WorkerProcess | None = None
     ready: bool = False
     problem: str | None = None
-    job: Job | None = None
+    held: dict[str, _Held] = field(default_factory=dict)
 
 
 class Dispatcher:
@@ -54,14 +75,17 @@ class Dispatcher:
 
     Args:
         store: is closed at the end.
-        model, dtype: what each worker opens; by its own settings where None.
+        model, dtype, precision: what each worker opens; by its own settings where None.
+        vram, ram: most that each worker may take of its GPU and of the host.
         devices: one worker for each; None is the device of its settings.
+        batch: most pictures that a worker draws at once, of one job or of several.
         job_timeout: seconds that an attempt may take.
         keep_seconds, keep_bytes: how long ended jobs are kept, and how much room all pictures may take.
 
     Attributes:
         restarts: how often a worker was started again.
         on_end: is told of each job that ended after it had been claimed.
+        on_step: is told of each step; one of a batch is one for each of its pictures.
     """
 
     def __init__(
@@ -70,7 +94,11 @@ class Dispatcher:
         *,
         model: str | None = None,
         dtype: str | None = None,
+        precision: str | None = None,
+        vram: str | None = None,
+        ram: str | None = None,
         devices: Sequence[str | None] = (None,),
+        batch: int = 1,
         job_timeout: float = 600.0,
         keep_seconds: float = 7 * 86400.0,
         keep_bytes: int = 20 * 2**30,
@@ -78,7 +106,9 @@ class Dispatcher:
         self.store = store
         self.restarts = 0
         self.on_end: Callable[[Job], None] = lambda _: None
-        self._model, self._dtype, self._job_timeout = model, dtype, job_timeout
+        self.on_step: Callable[[], None] = lambda: None
+        self._model, self._dtype, self._batch, self._job_timeout = model, dtype, batch, job_timeout
+        self._precision, self._vram, self._ram = precision, vram, ram
         self._keep = (keep_seconds, keep_bytes)
         self._slots = [_Slot(device) for device in devices]
         self._thread = ThreadPoolExecutor(1, "jobs")
@@ -100,12 +130,18 @@ class Dispatcher:
     @property
     def workers(self) -> int:
         """How many jobs can be drawn at once."""
-        return len(self._slots)
+        return len(self._slots) * self._batch
 
     @property
-    def worker_pids(self) -> list[int]:
-        """The processes that draw."""
-        return [slot.worker.pid for slot in self._slots if slot.worker is not None]
+    def processes(self) -> dict[int, tuple[int, wire.DeviceMemory | None]]:
+        """The workers that run, by their place: process id, and what each last said of its device's memory."""
+        found = ((place, slot.worker) for place, slot in enumerate(self._slots))
+        return {place: (worker.pid, worker.memory) for place, worker in found if worker is not None}
+
+    @property
+    def plans(self) -> list[dict[str, Any]]:
+        """Where the weights of those that draw lie, as ``Plan.to_json``."""
+        return [slot.worker.plan for slot in self._slots if slot.worker is not None and slot.worker.plan is not None]
 
     async def start(self) -> None:
         """Starts the workers, and does not wait until they are ready."""
@@ -127,10 +163,7 @@ class Dispatcher:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
         for slot in self._slots:
-            if slot.job is not None:
-                with contextlib.suppress(StaleAttemptError, StoreError):
-                    await self.call(self.store.release, slot.job.id, slot.job.attempt, lost=None)
-                slot.job = None
+            await self._give_back(slot, lost=None)
         self._feeds.close()
 
     async def stop(self, deadline: float) -> None:
@@ -169,8 +202,8 @@ class Dispatcher:
             self._feeds.publish(found)
             await self._publish_places()
         for slot in self._slots:
-            if slot.job is not None and slot.job.id == job and slot.worker is not None:
-                slot.worker.send(wire.Cancel(job, slot.job.attempt))
+            if job in slot.held and slot.worker is not None:
+                slot.worker.send(wire.Cancel(*slot.held[job].key))
         return found
 
     async def events(self, job: str, *, after: int = 0) -> AsyncIterator[Event]:
@@ -225,7 +258,11 @@ class Dispatcher:
             code = None
             try:
                 slot.worker = await WorkerProcess.start()
-                slot.worker.send(wire.Open(self._model, slot.device, self._dtype))
+                slot.worker.send(
+                    wire.Open(
+                        self._model, slot.device, self._dtype, self._precision, self._vram, self._ram, self._batch
+                    )
+                )
                 match await slot.worker.messages.get():
                     case wire.Ready():
                         slot.ready, slot.problem, delay = True, None, BACK_OFF[0]
@@ -238,6 +275,7 @@ class Dispatcher:
                 slot.problem = str(error)
             except Exception:  # noqa: BLE001 - a fault of ours in one job must not end the serving of all others
                 _log.exception("Serving on %s failed.", slot.device or "the default device")
+                await self._give_back(slot, lost="the server failed at it")
             finally:
                 slot.ready = False
                 if slot.worker is not None:
@@ -252,83 +290,131 @@ class Dispatcher:
                 delay = min(2 * delay, longest)
 
     async def _work(self, slot: _Slot, worker: WorkerProcess) -> None:
-        """Draws job after job, until this stops or the worker is of no more use."""
+        """Draws batch after batch, until this stops or the worker is of no more use."""
         usable = True
         while usable and not worker.gone and not self._stopping.is_set():
             slot.wake.clear()
             try:
-                slot.job = await self.call(self.store.claim, slot.device or "default")
-                if slot.job is not None:
-                    self._feeds.publish(slot.job)
-                    await self._publish_places()
-                    ended, usable = await self._draw(slot.job, worker)
-                    self._feeds.publish(ended)
-                    if ended.status in TERMINAL:
-                        self.on_end(ended)
-                    await self._publish_places()
-            except StaleAttemptError as error:  # the worker may still be drawing it
+                suits = partial(self._joins, slot)
+                while job := await self.call(self.store.claim, slot.device or "default", suits=suits):
+                    slot.held[job.id] = _Held(job)
+                    self._feeds.publish(job)
+                    if self._batch == 1:
+                        break
+            except StoreError as error:
                 _log.error("%s", error)
-                usable = False
-            except StoreError as error:  # if it could not be ended, its lease will be over
-                _log.error("%s", error)
-                await self._pause(POLL)
-            if slot.job is None:
+                if not slot.held:
+                    await self._pause(POLL)
+            if slot.held:
+                await self._publish_places()
+                usable = await self._draw(slot, worker)
+                await self._publish_places()
+            else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(slot.wake.wait(), POLL)
-            slot.job = None
 
-    async def _draw(self, job: Job, worker: WorkerProcess) -> tuple[Job, bool]:
-        """Has one attempt drawn. Returns the job as it is then, and whether the worker can be used on."""
-        loop, store, held = asyncio.get_running_loop(), self.store, (job.id, job.attempt)
-        try:
-            source = await self.call(store.source, job.id)
-            worker.send(wire.Draw(*held, job.body, source or b""))
-        except (StoreError, WireError) as failure:
-            return await self.call(store.fail, *held, (type(failure).__name__, str(failure))), True
-        pictures: list[bytes] = []
-        limit, late, cancelled = loop.time() + self._job_timeout, False, False
+    def _joins(self, slot: _Slot, job: Job) -> bool:
+        taken = [held.job for held in slot.held.values()]
+        return not taken or (not self._stopping.is_set() and joins(taken, job, self._batch))
+
+    async def _draw(self, slot: _Slot, worker: WorkerProcess) -> bool:
+        """Has the jobs of a slot drawn, and ends each. Returns whether the worker can be used on."""
+        loop, store = asyncio.get_running_loop(), self.store
+        await self._hand_over(slot, worker)
+        limit, late, renewing = loop.time() + self._job_timeout, False, loop.time() + LEASE / 3
         error = (
             "JobTimeoutError",
             f"The job took longer than {self._job_timeout:g} s. Ask for fewer steps or pictures.",
         )
-        while True:
+        while slot.held:
             if loop.time() >= limit:
                 if late:
-                    return await self.call(store.fail, *held, error), False
+                    for held in list(slot.held.values()):
+                        await self._end(slot, held, store.fail, error)
+                    return False
                 late, limit = True, loop.time() + GRACE
-                worker.send(wire.Cancel(*held))
+                for held in slot.held.values():
+                    worker.send(wire.Cancel(*held.key))
+            if loop.time() >= renewing:  # by the clock: while one job is talked of, others of its batch may not be
+                renewing = loop.time() + LEASE / 3
+                for held in slot.held.values():
+                    await self._renew(held, worker)
             try:
-                message = await asyncio.wait_for(worker.messages.get(), min(limit - loop.time(), LEASE / 3))
+                message = await asyncio.wait_for(worker.messages.get(), min(limit, renewing) - loop.time())
             except TimeoutError:
-                cancelled = await self._renew(job, worker)
                 continue
+            if not isinstance(message, wire.Report) or message.job not in slot.held:  # it is gone, or talks nonsense
+                await self._give_back(slot, lost="the worker process ended")
+                return False
+            held = slot.held[message.job]
             match message:
-                case wire.Progress(step, total, preview):
-                    cancelled = await self._renew(job, worker, (step, total))
-                    self._feeds.publish(replace(job, progress=(step, total)), preview=preview)
-                case wire.Picture(data):
-                    pictures.append(data)
+                case wire.Progress(_, step, total):
+                    self.on_step()
+                    await self._renew(held, worker, (step, total))
+                    if not held.lost:
+                        self._feeds.publish(replace(held.job, progress=(step, total)), step=message)
+                case wire.Picture(_, data):
+                    held.pictures.append(data)
                 case wire.Finished():
-                    try:
-                        return await self.call(store.finish, *held, pictures), True
-                    except StoreError as failure:
-                        return await self.call(store.fail, *held, (type(failure).__name__, str(failure))), True
+                    await self._end(slot, held, store.finish, held.pictures)
                 case wire.Failed(kind, text):
-                    return await self.call(store.fail, *held, (kind, text)), True
-                case wire.Stopped() if late and not cancelled:
-                    return await self.call(store.fail, *held, error), True
+                    await self._end(slot, held, store.fail, (kind, text))
+                case wire.Stopped() if late and not held.cancelled:
+                    await self._end(slot, held, store.fail, error)
                 case wire.Stopped():
-                    return await self.call(store.confirm_cancel, *held), True
-                case _:
-                    return await self.call(store.release, *held, lost="the worker process ended"), False
+                    await self._end(slot, held, store.confirm_cancel)
+        return True
 
-    async def _renew(self, job: Job, worker: WorkerProcess, progress: tuple[int, int] | None = None) -> bool:
-        """Holds on to a job that is being drawn. True, and the worker is told, if it has been cancelled."""
+    async def _hand_over(self, slot: _Slot, worker: WorkerProcess) -> None:
+        """Tells a worker what to draw. Jobs of which that cannot be told end as failed."""
+        draws = []
+        for held in list(slot.held.values()):
+            try:
+                source = await self.call(self.store.source, held.job.id)
+                draw = wire.Draw(*held.key, held.job.body, data=source or b"")
+                wire.encode(draw)
+                draws.append(draw)
+            except (StoreError, WireError) as failure:
+                await self._end(slot, held, self.store.fail, (type(failure).__name__, str(failure)))
+        for place, draw in enumerate(draws, 1):
+            worker.send(replace(draw, more=place < len(draws)))
+
+    async def _end(self, slot: _Slot, held: _Held, method: Callable[..., Job], *outcome: Any) -> None:
+        """Tells the store and who listens how a job ended."""
+        ended = None
+        if not held.lost:
+            try:
+                try:
+                    ended = await self.call(method, *held.key, *outcome)
+                except StoreError as failure:
+                    if method != self.store.finish:
+                        raise
+                    _log.error("%s", failure)
+                    ended = await self.call(self.store.fail, *held.key, (type(failure).__name__, str(failure)))
+            except (StaleAttemptError, StoreError) as error:  # if it could not be ended, its lease will be over
+                _log.error("%s", error)
+        slot.held.pop(held.job.id, None)
+        if ended is not None:
+            self._feeds.publish(ended)
+            if ended.status in TERMINAL:
+                self.on_end(ended)
+
+    async def _give_back(self, slot: _Slot, *, lost: str | None) -> None:
+        """Ends the attempts at all that a slot holds: what happened to its worker, or None if nothing did."""
+        for held in list(slot.held.values()):
+            await self._end(slot, held, partial(self.store.release, lost=lost))
+
+    async def _renew(self, held: _Held, worker: WorkerProcess, progress: tuple[int, int] | None = None) -> None:
+        """Holds on to a job that is being drawn. Where it has been cancelled, or is another's by now, the worker is told."""
+        if held.lost:
+            return
         try:
-            cancelled = await self.call(self.store.renew, job.id, job.attempt, progress)
+            held.cancelled = await self.call(self.store.renew, *held.key, progress)
+        except StaleAttemptError as error:
+            _log.error("%s", error)
+            held.lost = True
         except StoreError as error:
             _log.error("%s", error)
-            return False
-        if cancelled:
-            worker.send(wire.Cancel(job.id, job.attempt))
-        return cancelled
+            return
+        if held.cancelled or held.lost:
+            worker.send(wire.Cancel(*held.key))

@@ -7,7 +7,8 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -24,14 +25,17 @@ from hwaga.loras import LoraLibrary
 from hwaga.prompt import Composition, Library, compose
 from hwaga.request import MAX_SEED, ImageRequest
 from hwaga.server.dispatcher import Dispatcher
+from hwaga.server.folders import without_folders
 from hwaga.server.jobs import Job, Kind
-from hwaga.server.security import MAX_PICTURE
+from hwaga.server.strange_pictures import MAX_PICTURE, check_picture
+
+DECODERS = 2
+"""How many pictures from strangers are decoded at once: each may take gigabytes for a moment."""
 
 MAX_PROMPT = 32_000
 """Most characters of a prompt: several times what any limit of tokens admits."""
 
 Name = Annotated[str, Field(max_length=200)]
-_MAGIC = re.compile(rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF....WEBP", re.DOTALL)
 
 
 class Words(BaseModel):
@@ -86,7 +90,9 @@ class Front:
 
     Attributes:
         count: tokens of a prompt, with a limit beyond which it raises PromptTooLongError.
+        folders: which no client is told of.
         waiting: how many clients wait for each job.
+        decoders: threads that wait for processes that decode pictures: so many at a time.
     """
 
     dispatcher: Dispatcher
@@ -94,7 +100,13 @@ class Front:
     library: Library
     loras: LoraLibrary
     count: Callable[[str, int], int]
+    folders: Sequence[str] = ()
     waiting: Counter[str] = field(default_factory=Counter)
+    decoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DECODERS, "decoders"))
+
+    def public(self, message: str) -> str:
+        """A message as clients may read it."""
+        return without_folders(message, self.folders)
 
     def composed(self, words: Words | ImageRequest, limit: int) -> Composition:
         """The prompt that words come to, counted. Raises RequestError."""
@@ -137,9 +149,9 @@ class Front:
         key: str | None,
     ) -> tuple[Job, int]:
         """Checks a request and takes it in as a job. Returns it and the number of the prompt's tokens."""
-        if source is not None:
-            check_picture(source)
         tokens = await asyncio.to_thread(self.check, request)
+        if source is not None:
+            await asyncio.get_running_loop().run_in_executor(self.decoders, check_picture, source)
         fields = request.to_json()
         if source is not None:  # the request was made without its picture, which the worker decodes
             fields |= {name: getattr(request, name) for name in ("strength", "fit", "steps_scale")}
@@ -193,20 +205,6 @@ Owner = Annotated[str, Depends(_owner)]
 IdempotencyKey = Annotated[
     str | None, Header(min_length=1, max_length=255, description="The same key and request give the same job again.")
 ]
-
-
-def check_picture(data: bytes) -> None:
-    """Refuses what cannot be a picture, by size and first bytes. The worker decodes it.
-
-    Raises:
-        SourceImageError: with the remedy.
-    """
-    if len(data) > MAX_PICTURE:
-        raise SourceImageError(
-            f"The picture has {len(data):,} bytes, and {MAX_PICTURE:,} are the most. Save it smaller."
-        )
-    if not _MAGIC.match(data):
-        raise SourceImageError("The picture is not a PNG, JPEG or WebP picture. Convert it first.")
 
 
 Body = TypeVar("Body", bound=BaseModel)

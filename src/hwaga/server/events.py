@@ -7,15 +7,17 @@ import itertools
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from hwaga.server.jobs import TERMINAL, Job
+from hwaga.server.wire import Progress
 
 EventKind = Literal["queued", "started", "step", "succeeded", "failed", "cancelled"]
 
 _KEPT_EVENTS = 64  # of a job
 _KEPT_FEEDS = 256  # of jobs that have ended
+_KEPT_PREVIEWS = 16  # feeds of jobs that have ended whose previews are kept too, for listeners that lag behind
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,16 @@ class Event:
         kind: "queued" when its place changed, "started" once an attempt, "step", or how it ended.
         job: the job as it then was.
         position: of a job that waits: how many are before it.
-        preview: of a step: a small JPEG, or nothing.
+        picture, own_step: of a step: which of the job's pictures it was a step of, from 0; and which one of those, from 1.
+        preview: of a step: a small JPEG of that picture, or nothing.
     """
 
     id: int
     kind: EventKind
     job: Job
     position: int | None = None
+    picture: int = 0
+    own_step: int = 0
     preview: bytes = b""
 
 
@@ -67,17 +72,21 @@ class Feeds:
     def find(self, job: str) -> Feed | None:
         return self._feeds.get(job)
 
-    def publish(self, job: Job, *, position: int | None = None, preview: bytes | None = None) -> Feed:
+    def publish(self, job: Job, *, position: int | None = None, step: Progress | None = None) -> Feed:
         """Adds an event, unless the job has ended before. Of a job that waits, only a place is an event."""
         feed = self._feeds.setdefault(job.id, Feed())
         if feed.ended or (job.status == "queued" and position is None):
             return feed
-        kind: EventKind = ("started" if preview is None else "step") if job.status == "running" else job.status
-        feed.events.append(Event(next(self._ids), kind, job, position, preview or b""))
+        kind: EventKind = ("started" if step is None else "step") if job.status == "running" else job.status
+        more = () if step is None else (step.picture, step.own_step, step.data)
+        feed.events.append(Event(next(self._ids), kind, job, position, *more))
         feed.changed.set()
         feed.changed = asyncio.Event()
         if job.status in TERMINAL:
             self._ended.append(job.id)
+            if len(self._ended) > _KEPT_PREVIEWS:
+                old = self._feeds[self._ended[-_KEPT_PREVIEWS - 1]]
+                old.events = deque((replace(event, preview=b"") for event in old.events), _KEPT_EVENTS)
             if len(self._ended) > _KEPT_FEEDS:
                 del self._feeds[self._ended.popleft()]
         return feed

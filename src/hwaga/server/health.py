@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from hwaga.server.drawing import Owner, TheFront
 from hwaga.server.jobs import Job
 from hwaga.server.refusals import RESPONSES, refusal
+from hwaga.server.wire import DeviceMemory
 
 router = APIRouter(tags=["health"])
 
@@ -40,7 +42,17 @@ class Metrics:
         )
         self.failures = Counter("hwaga_failures", "Jobs that failed.", ["error"], registry=registry)
         self.restarts = Gauge("hwaga_worker_restarts", "Workers that were started again.", registry=registry)
-        self.memory = Gauge("hwaga_rss_anon_bytes", "Anonymous memory.", ["process"], registry=registry)
+        self.steps = Counter("hwaga_steps", "Steps of the denoiser, each picture's own.", registry=registry)
+        self.memory = {
+            name: Gauge(f"hwaga_{name}_bytes", text, ["process"], registry=registry)
+            for name, text in (
+                ("rss_anon", "Anonymous memory that is resident."),
+                ("swap", "Memory that was swapped out."),
+                ("vram_used", "Memory of the worker's device that tensors hold, as the worker last said."),
+                ("vram_reserved", "Memory of the worker's device that the worker holds, as it last said."),
+                ("vram_peak", "The most of vram_used since the worker's start."),
+            )
+        }
 
     def observe(self, job: Job) -> None:
         """Counts a job that has ended."""
@@ -49,6 +61,21 @@ class Metrics:
         if job.started is not None and job.finished is not None:
             self.wait.observe(max(job.started - job.created, 0))
             self.run.observe(max(job.finished - job.started, 0))
+
+    def note_memory(self, workers: Mapping[int, tuple[int, DeviceMemory | None]]) -> None:
+        """Notes the memory of this process and of the workers by their place: of each, process id and its device's memory."""
+        for gauge in self.memory.values():
+            gauge.clear()  # a worker that is gone holds nothing
+        processes = {"front": os.getpid()} | {f"worker {place}": pid for place, (pid, _) in workers.items()}
+        for name, pid in processes.items():
+            found = kilobyte_lines(pid)
+            for kind, line in (("rss_anon", "RssAnon"), ("swap", "VmSwap")):
+                if line in found:
+                    self.memory[kind].labels(name).set(found[line])
+        for place, (_, device) in workers.items():
+            if device is not None:
+                for kind, value in dataclasses.asdict(device).items():
+                    self.memory[f"vram_{kind}"].labels(f"worker {place}").set(value)
 
 
 @router.get("/health/live", summary="Whether the server answers")
@@ -64,7 +91,10 @@ async def ready(front: TheFront) -> Response | Health:
     """Jobs are taken in, and kept, also while none are drawn."""
     if front.dispatcher.ready:
         return Health(status="ready")
-    reason = " ".join(front.dispatcher.problems) or "The model is being loaded, or the server is being stopped."
+    reason = (
+        front.public(" ".join(front.dispatcher.problems))
+        or "The model is being loaded, or the server is being stopped."
+    )
     return refusal(503, reason, code="not_ready")
 
 
@@ -83,17 +113,15 @@ async def figures(request: Request, front: TheFront, _: Owner) -> Response:
         metrics.jobs.labels(status).set(count)
     metrics.depth.set(counts["queued"])
     metrics.restarts.set(dispatcher.restarts)
-    processes = {"front": os.getpid()} | {f"worker {place}": pid for place, pid in enumerate(dispatcher.worker_pids)}
-    for name, pid in processes.items():
-        if (size := rss_anon(pid)) is not None:
-            metrics.memory.labels(name).set(size)
+    metrics.note_memory(dispatcher.processes)
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def rss_anon(pid: int) -> int | None:
-    """Anonymous memory of a process in bytes, where the system tells."""
-    with contextlib.suppress(OSError):  # it has ended, or this is not Linux
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    return None
+def kilobyte_lines(pid: int) -> dict[str, int]:
+    """What the kernel says of a process in kilobytes, in bytes; nothing where it has ended, or where this is not Linux."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    values = (line.partition(":") for line in lines if line.endswith(" kB"))
+    return {name: int(value.split()[0]) * 1024 for name, _, value in values}

@@ -12,7 +12,7 @@ be another's, and reports with the old number are refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -106,8 +106,10 @@ class JobStore(Protocol):
     def cancel(self, job: str) -> Job:
         """Cancels a job that waits, and asks the holder of one that runs to stop. A job that has ended stays as it is."""
 
-    def claim(self, worker: str) -> Job | None:
-        """The next job, by turns of its owners, now running and held for ``LEASE`` seconds; None if none waits."""
+    def claim(self, worker: str, *, suits: Callable[[Job], bool] = lambda _: True) -> Job | None:
+        """The next job, by turns of its owners, now running and held for ``LEASE`` seconds; None if none waits, or if the
+        next one does not suit: nobody is passed over.
+        """
 
     def renew(self, job: str, attempt: int, progress: tuple[int, int] | None = None) -> bool:
         """Holds on to a job, and notes its progress. True if it should be stopped. StaleAttemptError if it is lost."""

@@ -6,15 +6,14 @@ import asyncio
 import ipaddress
 import logging
 import socket
-import sys
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from hwaga.errors import ServerError
-from hwaga.server.access_log import JsonLines
 from hwaga.server.dispatcher import Dispatcher
+from hwaga.server.json_log import log_as_json
 
 DRAIN = 60.0
 """Seconds that pictures which are being drawn when the server is told to stop may take."""
@@ -75,9 +74,7 @@ class Listener(uvicorn.Server):
 
 def serve_app(app: FastAPI, dispatcher: Dispatcher, listening: socket.socket) -> None:
     """Serves until a signal says to stop. The log goes to standard error, as JSON."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_as_json(logging.INFO)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=HANG_UP, ws="none"
     )

@@ -28,7 +28,7 @@ from hwaga.server.drawing import (
     read_form,
     read_json,
 )
-from hwaga.server.event_stream import EventStream, frame
+from hwaga.server.event_stream import CONTENT, EventStream, frame
 from hwaga.server.events import Event
 from hwaga.server.jobs import Job, Kind, Status
 from hwaga.server.picture_formats import converted, thumbnail
@@ -234,7 +234,7 @@ async def cancel_job(job: str, front: TheFront, owner: Owner) -> JobView:
     tags=["jobs"],
     summary="What happens to a job, as server-sent events",
     response_class=Response,
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Events"}},
+    responses={200: {"content": CONTENT, "description": "Events"}},
 )
 async def job_events(
     job: str,
@@ -243,6 +243,8 @@ async def job_events(
     last_event_id: Annotated[str | None, Header(description="The id of the last event that was seen.")] = None,
 ) -> EventStream:
     """Events are queued, started, step, succeeded, failed and cancelled; the stream ends with one of the last three.
+
+    A step says how many of all steps are done, and which of the job's pictures, from 0, it was one of; so is the preview.
 
     A client that comes back names the last event that it has seen, and gets what it has missed since.
     """
@@ -264,6 +266,8 @@ def _described(event: Event) -> dict[str, Any]:
     data |= {name: view[name] for name in names.get(event.kind, ())}
     if event.position is not None:
         data["position"] = event.position
+    if event.kind == "step":
+        data["picture"] = event.picture
     if event.preview:
         data["preview"] = base64.b64encode(event.preview).decode()
     return data

@@ -32,7 +32,7 @@ from hwaga.server.drawing import (
     body_schema,
     read_form,
 )
-from hwaga.server.event_stream import EventStream, frame, left
+from hwaga.server.event_stream import CONTENT, EventStream, frame, left
 from hwaga.server.jobs import Job
 from hwaga.server.picture_formats import converted, size_of
 from hwaga.server.refusals import RESPONSES, answer, described, of_job
@@ -113,7 +113,7 @@ class Models(BaseModel):
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Pictures,
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": CONTENT,
         "description": "The pictures; with `stream`, server-sent events.",
     }
 }
@@ -249,20 +249,15 @@ async def _streamed(
         }
         return frame(event["type"], event | more)
 
-    sent = [0] * body.n
     try:
         async with front.attending(job, cancels=cancels):
             async for event in front.dispatcher.events(job.id):
                 job = event.job
-                if event.kind == "started":  # also when it is tried again
-                    sent = [0] * body.n
                 if event.kind == "step" and event.preview:
-                    step, total = job.progress
-                    place, done = divmod(step - 1, total // body.n)
-                    due = _due(total // body.n, body.partial_images)
-                    if done + 1 in due:
-                        yield shown("partial_image", event.preview, "jpeg", partial_image_index=sent[place])
-                        sent[place] += 1
+                    due = _due(job.progress[1] // body.n, body.partial_images)
+                    if event.own_step in due:
+                        index = due.index(event.own_step)
+                        yield shown("partial_image", event.preview, "jpeg", partial_image_index=index)
         if job.error is not None:
             yield frame("error", of_job(job.error)[1])
             return
@@ -271,12 +266,12 @@ async def _streamed(
             data = await _encoded(front, image, body, job.owner)
             yield shown("completed", data, body.output_format, usage=usage.model_dump())
     except HwagaError as error:
-        yield frame("error", described(type(error), str(error))[1])
+        yield frame("error", described(type(error), front.public(str(error)))[1])
 
 
-def _due(steps: int, count: int) -> set[int]:
+def _due(steps: int, count: int) -> list[int]:
     """The steps, from 1, after which partial images are shown: spaced evenly, and none after the last step."""
-    return {math.ceil(steps * k / (count + 1)) for k in range(1, count + 1)} - {steps}
+    return sorted({math.ceil(steps * k / (count + 1)) for k in range(1, count + 1)} - {steps})
 
 
 async def _encoded(front: Front, image: str, body: Generation, owner: str) -> bytes:

@@ -18,8 +18,9 @@ from starlette.exceptions import HTTPException
 
 from hwaga.errors import UnknownJobError
 from hwaga.server.drawing import Owner, TheFront
-from hwaga.server.health import rss_anon
+from hwaga.server.health import kilobyte_lines
 from hwaga.server.refusals import RESPONSES
+from hwaga.server.wire import DeviceMemory
 from hwaga.version import __version__
 
 router = APIRouter()
@@ -107,10 +108,12 @@ class UseView(BaseModel):
 
 
 class ProcessMemory(BaseModel):
-    """Anonymous memory of a process of the server, in bytes."""
+    """Memory of a process of the server, in bytes: its own, and its device's."""
 
     process: str
-    rss_anon_bytes: int
+    rss_anon_bytes: int | None
+    vram_used_bytes: int | None
+    vram_reserved_bytes: int | None
 
 
 class StatusView(BaseModel):
@@ -134,8 +137,8 @@ async def status(front: TheFront, _: Owner) -> StatusView:
     """The model, the queue and memory."""
     dispatcher, card = front.dispatcher, front.card
     counts = await dispatcher.call(dispatcher.store.counts)
-    processes = {"front": os.getpid()} | {f"worker {place}": pid for place, pid in enumerate(dispatcher.worker_pids)}
-    sizes = {name: rss_anon(pid) for name, pid in processes.items()}
+    processes: dict[str, tuple[int, DeviceMemory | None]] = {"front": (os.getpid(), None)}
+    processes |= {f"worker {place}": held for place, held in dispatcher.processes.items()}
     return StatusView(
         version=__version__,
         ready=dispatcher.ready,
@@ -155,7 +158,15 @@ async def status(front: TheFront, _: Owner) -> StatusView:
         running=counts["running"],
         workers=dispatcher.workers,
         expected_wait_seconds=await dispatcher.call(dispatcher.store.expected_wait, dispatcher.workers),
-        memory=[ProcessMemory(process=name, rss_anon_bytes=size) for name, size in sizes.items() if size is not None],
+        memory=[
+            ProcessMemory(
+                process=name,
+                rss_anon_bytes=kilobyte_lines(pid).get("RssAnon"),
+                vram_used_bytes=None if device is None else device.used,
+                vram_reserved_bytes=None if device is None else device.reserved,
+            )
+            for name, (pid, device) in processes.items()
+        ],
         host_memory_bytes=_host_memory(),
     )
 

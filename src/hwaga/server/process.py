@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import sys
+from typing import Any
 
 from hwaga.errors import WireError, WorkerError
 from hwaga.server import wire
@@ -18,12 +19,16 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """A worker that was started: what it said waits in ``messages``, with None at its end, and ``gone`` is set by then."""
+    """A worker that was started: what it said waits in ``messages``, with None at its end, and ``gone`` is set by then.
+    ``plan`` is the last that it told of where its weights lie, and ``memory`` of its device's, if it has any of its own.
+    """
 
     def __init__(
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.gone = False
+        self.plan: dict[str, Any] | None = None
+        self.memory: wire.DeviceMemory | None = None
         self.messages: asyncio.Queue[wire.Message | None] = asyncio.Queue(maxsize=4)
         self._process, self._writer = process, writer
         self._reading = asyncio.create_task(self._read(reader))
@@ -54,7 +59,12 @@ class WorkerProcess:
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while (message := await wire.receive_async(reader)) is not None:
-                await self.messages.put(message)
+                if isinstance(message, wire.Plan):
+                    self.plan = message.plan
+                elif isinstance(message, wire.DeviceMemory):
+                    self.memory = message
+                else:
+                    await self.messages.put(message)
         except WireError:
             _log.exception("A worker sent what cannot be read.")
         self.gone = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from starlette.responses import Response
 
 from hwaga import errors
 from hwaga.errors import HwagaError, QueueFullError, RequestError
+
+_log = logging.getLogger(__name__)
 
 STATUS: dict[type[HwagaError], int] = {
     RequestError: 400,
@@ -61,7 +64,7 @@ class ErrorBody(BaseModel):
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
-    for status in (400, 401, 403, 404, 409, 413, 429, 500, 503, 507)
+    for status in (400, 401, 403, 404, 408, 409, 413, 429, 500, 503, 507)
 }
 
 
@@ -94,6 +97,8 @@ def described(kind: type[BaseException], message: str) -> tuple[int, dict[str, A
     bases = [base for base in kind.__mro__ if base in STATUS]
     status = STATUS[bases[0]] if bases else 500
     param = next((PARAMETERS[base] for base in kind.__mro__ if base in PARAMETERS), None)
+    if issubclass(kind, errors.StoreError) and not issubclass(kind, errors.StoreFullError):
+        message = "The server's store of jobs failed, and its log says why. Try again later."
     code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__.removesuffix("Error")).lower()
     return status, error_body(status, message, param=param, code=code)
 
@@ -136,7 +141,10 @@ def add_to(app: FastAPI) -> None:
             dispatcher = request.app.state.front.dispatcher
             wait = await dispatcher.call(dispatcher.store.expected_wait, dispatcher.workers)
             headers["Retry-After"] = str(min(max(1, math.ceil(wait or 1)), MAX_RETRY_AFTER))
-        return answer(*described(type(error), str(error)), headers)
+        status, body = described(type(error), request.app.state.front.public(str(error)))
+        if status >= 500:
+            _log.error("%s: %s", type(error).__name__, error)
+        return answer(status, body, headers)
 
     async def on_validation(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)

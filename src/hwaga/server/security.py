@@ -6,6 +6,8 @@ one of its own (a foreign name may point here too), and a page of another origin
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,12 +19,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hwaga.errors import HwagaError
 from hwaga.server.dispatcher import Dispatcher
+from hwaga.server.rate_limit import RateLimit
 from hwaga.server.refusals import answer, described, refusal
+from hwaga.server.strange_pictures import MAX_PICTURE
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-MAX_PICTURE = 40 * 2**20
-"""Most bytes of a picture to start from, as it is sent."""
 
 MAX_BODY = 2**20
 """Most bytes of a body that holds words alone."""
@@ -30,8 +31,14 @@ MAX_BODY = 2**20
 MAX_UPLOAD = 4 * MAX_PICTURE // 3 + MAX_BODY
 """Most bytes of a body that may hold a picture, which takes a third more as base64."""
 
+BODY_SECONDS = 300.0
+"""Seconds that a body may take to arrive: the largest one takes a client of 1.5 Mbit/s as long."""
+
 OPEN = ("/health/live", "/health/ready", "/openapi.json")
 """What is answered without an API key."""
+
+QUICK = ("/v1/prompts/compose",)
+"""What is no work, though it is sent by POST, and asked for while somebody types."""
 
 PAGE = re.compile(r"/(ui/.*)?")
 """Paths of the page's files, which hold no secret: the page itself asks for the key. A link on another site may lead to it."""
@@ -44,10 +51,12 @@ class Access:
     Attributes:
         hosts: names that the server answers to, without ports, beside those of the loopback.
         anonymous: anyone is, as long as there is no API key.
+        per_minute: how often each key may ask for work, which is what POST does; who comes without one shares with all others.
     """
 
     hosts: Collection[str] = ()
     anonymous: bool = True
+    per_minute: float | None = None
 
 
 class Gate:
@@ -55,6 +64,7 @@ class Gate:
 
     def __init__(self, app: ASGIApp, *, dispatcher: Dispatcher, access: Access, uploads: Sequence[str]) -> None:
         self.app, self._dispatcher, self._access, self._uploads = app, dispatcher, access, uploads
+        self._rate = None if access.per_minute is None else RateLimit(access.per_minute)
         self._hosts = {name.lower() for name in (*LOOPBACK, *access.hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,20 +80,33 @@ class Gate:
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:20]) > limit:
                 raise _too_large(limit)
+            work = scope["method"] == "POST" and scope["path"] not in QUICK
+            if self._rate is not None and work and (wait := self._rate.take(owner)):
+                raise HTTPException(
+                    429,
+                    f"This key may ask for work {self._access.per_minute:g} times a minute. Try again in {math.ceil(wait)} s.",
+                    {"Retry-After": str(math.ceil(wait))},
+                )
         except HTTPException as error:
-            code = {401: "invalid_api_key", 403: "forbidden", 413: "too_large"}[error.status_code]
+            code = {401: "invalid_api_key", 403: "forbidden", 413: "too_large", 429: "rate_limited"}[error.status_code]
             await refusal(error.status_code, error.detail, code=code, headers=error.headers)(scope, receive, send)
             return
         except HwagaError as error:  # the database of keys cannot be read
             await answer(*described(type(error), str(error)))(scope, receive, send)
             return
         scope.setdefault("state", {})["owner"] = owner
-        received = 0
+        received, whole, until = 0, False, asyncio.get_running_loop().time() + BODY_SECONDS
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            try:
+                async with asyncio.timeout_at(None if whole else until):
+                    message = await receive()
+            except TimeoutError:
+                late = f"The body took longer than {BODY_SECONDS:g} s to arrive. Send it faster, or less of it."
+                raise HTTPException(408, late, {"Connection": "close"}) from None
             received += len(message.get("body", b""))
+            whole = whole or not message.get("more_body", False)
             if received > limit:
                 raise _too_large(limit)
             return message

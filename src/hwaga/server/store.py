@@ -218,19 +218,18 @@ class SqliteStore:
             )
             return self._job(job)
 
-    def claim(self, worker: str) -> Job | None:
+    def claim(self, worker: str, *, suits: Callable[[Job], bool] = lambda _: True) -> Job | None:
         with self._transaction() as db:
-            row = db.execute(
-                "UPDATE jobs SET status = 'running', attempt = attempt + 1, started = ?, worker = ?, lease_boot = ?, "
-                f"lease_until = ? WHERE id = ({_QUEUE} LIMIT 1) RETURNING id, owner",
-                (self._wall(), worker, self._boot, self._clock() + LEASE),
-            ).fetchone()
-            if row is None:
+            row = db.execute(f"{_QUEUE} LIMIT 1").fetchone()
+            if row is None or not suits(job := self._job(row["id"])):
                 return None
             db.execute(
-                "INSERT OR REPLACE INTO owners SELECT ?, coalesce(max(served), 0) + 1 FROM owners", (row["owner"],)
+                "UPDATE jobs SET status = 'running', attempt = attempt + 1, started = ?, worker = ?, lease_boot = ?, "
+                "lease_until = ? WHERE id = ?",
+                (self._wall(), worker, self._boot, self._clock() + LEASE, job.id),
             )
-            return self._job(row["id"])
+            db.execute("INSERT OR REPLACE INTO owners SELECT ?, coalesce(max(served), 0) + 1 FROM owners", (job.owner,))
+            return self._job(job.id)
 
     def renew(self, job: str, attempt: int, progress: tuple[int, int] | None = None) -> bool:
         step, total = progress or (None, None)

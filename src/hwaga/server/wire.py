@@ -25,11 +25,17 @@ _LENGTHS = struct.Struct(">II")
 
 @dataclass(frozen=True)
 class Open:
-    """To the worker, once: load a model."""
+    """To the worker, once: load a model. What is None is as in the worker's own settings. ``batch`` is how many pictures may be
+    drawn at once, if they fit.
+    """
 
     model: str | None
     device: str | None
     dtype: str | None
+    precision: str | None = None
+    vram: str | None = None
+    ram: str | None = None
+    batch: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,17 +48,20 @@ class Ready:
 
 @dataclass(frozen=True)
 class Draw:
-    """To the worker: make the pictures of a job, whose body is as the job's. ``data`` is the picture to start from."""
+    """To the worker: make the pictures of a job, whose body is as the job's. ``data`` is the picture to start from; where there
+    is ``more``, the next job comes at once, and is drawn along with this one.
+    """
 
     job: str
     attempt: int
     body: dict[str, Any]
+    more: bool = False
     data: bytes = b""
 
 
 @dataclass(frozen=True)
 class Cancel:
-    """To the worker: stop, if this is what you work on."""
+    """To the worker: stop, if this is among what you work on."""
 
     job: str
     attempt: int
@@ -60,17 +69,23 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Progress:
-    """From the worker: so many steps are done. ``data`` is a small JPEG of what emerges, where the job asks for previews."""
+    """From the worker: so many steps of a job are done, the last one of them as ``own_step`` of that picture, counted from 0.
+    ``data`` is a small JPEG of what emerges there, where the job asks for previews.
+    """
 
+    job: str
     step: int
     total: int
+    picture: int
+    own_step: int
     data: bytes = b""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """From the worker: a finished picture, PNG."""
+    """From the worker: the job's next finished picture, PNG."""
 
+    job: str
     data: bytes
 
 
@@ -78,21 +93,47 @@ class Picture:
 class Finished:
     """From the worker: all pictures of the job have been sent."""
 
+    job: str
+
 
 @dataclass(frozen=True)
 class Failed:
-    """From the worker: the job, or the model before it is ready, failed with an error of that class and message."""
+    """From the worker: the job failed with an error of that class and message; or the model did, where there is no job yet."""
 
     error: str
     message: str
+    job: str = ""
 
 
 @dataclass(frozen=True)
 class Stopped:
     """From the worker: the job was cancelled."""
 
+    job: str
 
-Message = Open | Ready | Draw | Cancel | Progress | Picture | Finished | Failed | Stopped
+
+@dataclass(frozen=True)
+class Plan:
+    """From the worker, when the model is loaded and after a job that changed it: where weights lie, and what phases take."""
+
+    plan: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """From the worker, after each batch and while it has nothing to do: bytes of its device. ``used`` holds tensors now,
+    ``reserved`` is what the process keeps of the device for these and later ones, and ``peak`` the most that ``used`` was.
+    """
+
+    used: int
+    reserved: int
+    peak: int
+
+
+Report = Progress | Picture | Finished | Failed | Stopped
+"""What a worker says about a job."""
+
+Message = Open | Ready | Draw | Cancel | Plan | DeviceMemory | Report
 
 _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 

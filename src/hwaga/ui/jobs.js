@@ -16,7 +16,7 @@ const isOver = (view) => ["succeeded", "failed", "cancelled"].includes(view.stat
  * view) when one has ended, "removed" (detail: ids of pictures) when another tab has deleted some.
  */
 export class Jobs extends EventTarget {
-  active = new Map(); // id → {view, frames, since}
+  active = new Map(); // id → {view, frames and steps by picture, since}
   #streams = new Map(); // id → AbortController
   #timer = 0;
   #looking = null;
@@ -86,7 +86,7 @@ export class Jobs extends EventTarget {
         job.view = view.status === before.status && view.progress.step < before.progress.step ? { ...view, progress: before.progress } : view;
         if (JSON.stringify(job.view) !== JSON.stringify(before)) this.#emit("progress", job);
       } else {
-        this.active.set(view.id, { view, frames: new Map(), since: null });
+        this.active.set(view.id, { view, frames: new Map(), steps: new Map(), since: null });
         changed = true;
       }
     }
@@ -159,6 +159,7 @@ export class Jobs extends EventTarget {
   async #listen(id) {
     const stream = new AbortController();
     this.#streams.set(id, stream);
+    this.active.get(id)?.steps.clear(); // what has happened is told anew
     try {
       await api.listen(id, (kind, data) => this.#hear(id, kind, data), stream.signal);
     } catch {
@@ -176,15 +177,17 @@ export class Jobs extends EventTarget {
     if (kind === "started") {
       job.since = null;
       job.frames.clear();
+      job.steps.clear();
       job.view.progress = { step: 0, total: job.view.progress.total };
     }
     if (kind === "step") {
-      const { step, total } = data.progress;
+      const { step } = data.progress;
       // Time is counted from the first step that was seen to happen: not loading, not waiting, nor those told of afterwards in a row.
       const now = performance.now();
       if (!job.since || now - job.heard < TOLD) job.since = { step, at: now };
       job.heard = now;
-      if (data.preview) job.frames.set(Math.min(job.view.number - 1, Math.floor((step - 1) / (total / job.view.number))), data.preview);
+      job.steps.set(data.picture, (job.steps.get(data.picture) || 0) + 1);
+      if (data.preview) job.frames.set(data.picture, data.preview);
     }
     this.#emit("progress", job);
     if (kind === "started") this.#tune();

@@ -1,28 +1,36 @@
-// The memory plan of a model as a picture: a bar for each phase, stacked by what lies in memory, against the budget.
+// The memory plans of the workers as pictures: a bar for each phase, stacked by what lies in memory, against the budget.
 
 import { h } from "/ui/elements.js";
 import { bytes, known, t } from "/ui/words.js";
 
-const PARTS = [["weights", "weights"], ["working", "workingMemory"], ["kept", "kept"]];
+const PARTS = ["weights", "brought", "work", "kept"];
 
-/** Elements that show a plan: {phases: [{name, vram: {weights, working, kept}, peak_vram_bytes}], vram_budget_bytes}. */
-export function drawnPlan(plan) {
-  const peak = (phase) => phase.peak_vram_bytes ?? PARTS.reduce((sum, [part]) => sum + (phase.vram[part] || 0), 0);
-  const most = Math.max(plan.vram_budget_bytes || 0, ...plan.phases.map(peak)) * 1.04;
-  const budget = plan.vram_budget_bytes;
+/** Elements that show what GET /v1/plan answers: of each worker, phases with bytes by what they are for, and its budget. */
+export function drawnPlans({ data: plans }) {
+  return plans.flatMap((plan) => [...(plans.length > 1 ? [h("p", { className: "hint" }, plan.device)] : []), drawn(plan), legend(plan)]);
+}
+
+function drawn(plan) {
+  const most = Math.max(plan.budget.device_bytes, ...plan.phases.map((phase) => phase.peak_vram_bytes)) * 1.03;
+  // A small model on a large machine would be a line: what there is then fills the width, and the budget is left to the words.
+  const peak = Math.max(...plan.phases.map((phase) => phase.peak_vram_bytes), 1);
+  const whole = peak < most / 8 ? peak * 1.03 : most;
   const row = (phase) => {
-    const told = PARTS.filter(([part]) => phase.vram[part]).map(([part, key]) => `${t(key)} ${bytes(phase.vram[part])}`);
+    const told = PARTS.filter((part) => phase[part]).map((part) => `${t(`plan_${part}`)} ${bytes(phase[part])}`);
     return h(
       "li",
       {},
       h("span", { className: "phase" }, known(`phase_${phase.name}`) ? t(`phase_${phase.name}`) : phase.name),
-      h("span", { className: "bar", title: told.join(" · "), "aria-hidden": "true" }, ...PARTS.map(([part]) => h("i", { className: `part-${part}`, style: { "--share": (phase.vram[part] || 0) / most } }))),
-      h("span", { className: "peak" }, bytes(peak(phase))),
+      h("span", { className: "bar", title: told.join(" · "), "aria-hidden": "true" }, ...PARTS.map((part) => h("i", { className: `part-${part}`, style: { "--share": phase[part] / whole } }))),
+      h("span", { className: "peak" }, bytes(phase.peak_vram_bytes)),
       h("span", { className: "hidden" }, told.join(", ")),
     );
   };
-  return [
-    h("ul", { className: "plan", style: budget ? { "--budget": budget / most } : {} }, ...plan.phases.map(row)),
-    h("p", { className: "legend hint" }, ...PARTS.map(([part, key]) => h("span", {}, h("i", { className: `part-${part}` }), t(key))), budget ? h("span", {}, h("i", { className: "part-budget" }), t("budget", { size: bytes(budget) })) : null),
-  ];
+  return h("ul", { className: "plan", style: { "--budget": plan.budget.device_bytes / whole } }, ...plan.phases.map(row));
+}
+
+function legend(plan) {
+  const used = PARTS.filter((part) => plan.phases.some((phase) => phase[part]));
+  const entry = (name, text) => h("span", {}, h("i", { className: `part-${name}` }), text);
+  return h("p", { className: "legend hint" }, ...used.map((part) => entry(part, t(`plan_${part}`))), entry("budget", t("budget", { size: bytes(plan.budget.device_bytes) })));
 }

@@ -126,8 +126,8 @@ export class Progress {
     card.cancel.disabled = job.view.cancel_requested;
     const each = progress.total / number;
     card.frames.forEach((frame, place) => {
-      const done = Math.min(1, Math.max(0, (progress.step - place * each) / each)) || 0;
-      frame.classList.toggle("drawing", status === "running" && done < 1 && progress.step >= place * each);
+      const done = Math.min(1, (job.steps.get(place) || 0) / each) || 0;
+      frame.classList.toggle("drawing", status === "running" && done < 1 && (place === 0 || job.steps.has(place) || job.steps.get(place - 1) >= each));
       frame.style.setProperty("--blur", `${(1 - done) * SOFTEST}px`);
       const preview = job.frames.get(place);
       if (preview && frame.preview !== preview) {

@@ -2,7 +2,7 @@
 
 import * as api from "/ui/api.js";
 import { complain, find, h, icon, radios, toast } from "/ui/elements.js";
-import { drawnPlan } from "/ui/plan.js";
+import { drawnPlans } from "/ui/plan.js";
 import { explained } from "/ui/refusals.js";
 import { bytes, changes as words, choose, current, duration, t } from "/ui/words.js";
 
@@ -103,12 +103,14 @@ export class Settings {
       const wait = status.queued + status.running ? status.expected_wait_seconds : 0;
       const line = (label, ...values) => h("div", {}, h("dt", {}, label), h("dd", {}, ...values));
       const parts = status.memory.map((process) => `${t(process.process === "front" ? "front" : "worker")} ${bytes(process.rss_anon_bytes)}`).join(" · ");
+      const gpu = status.memory.filter((process) => process.vram_reserved_bytes);
       const share = (bytes) => h("i", { style: { "--share": total ? bytes / total : 0 } });
       this.server.replaceChildren(
         h("dl", { className: "facts" },
           line(t("model"), status.model.title),
           line(t("queue"), t("queueLine", status), h("br"), h("span", { className: "hint" }, wait ? t("wait", { time: duration(wait) }) : t("waitNone"))),
           line(t("memory"), total ? t("memoryOf", { used: bytes(used), total: bytes(total) }) : bytes(used), h("span", { className: "share", "aria-hidden": "true" }, ...status.memory.map((process) => share(process.rss_anon_bytes))), h("span", { className: "hint" }, parts)),
+          ...gpu.map((process) => line(t("gpuMemory"), t("gpuLine", { used: bytes(process.vram_used_bytes), held: bytes(process.vram_reserved_bytes) }))),
         ),
         ...(status.problem ? [h("p", { className: "error" }, status.problem)] : []),
         h("p", { className: "hint" }, t("version", { version: status.version })),
@@ -125,11 +127,11 @@ export class Settings {
     const place = this.plan;
     try {
       const plan = await api.get("/v1/plan");
-      place.replaceChildren(h("h3", { id: "plan-title" }, t("plan")), ...drawnPlan(plan));
-      place.hidden = false;
+      place.replaceChildren(h("h3", { id: "plan-title" }, t("plan")), ...drawnPlans(plan));
+      place.hidden = !plan.data.length;
     } catch (error) {
       if (!(error instanceof api.Refusal)) throw error;
-      place.hidden = true; // a server without a plan of memory, or none at the moment
+      place.hidden = true; // an older server without plans, or none at the moment
     }
   }
 }

@@ -1,63 +1,38 @@
 """From safetensors files to a network, one tensor at a time.
 
-A network is built on the meta device, where it has shapes and no memory. Each of its weights is then made on the device that
-it will live on and filled from the file, so that nothing exists twice as a whole. Whatever the file and the network do not
-agree on is refused by name.
+A network is built on the meta device, where it has shapes and no memory. Its weights are then filled from the files on the
+device that they will live on, block by block or all of them, so that nothing exists twice as a whole. Whatever the file and
+the network do not agree on is refused by name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import Layout
-
-NUMBER_FORMATS = {"F32": 4, "F16": 2, "BF16": 2}
-"""Formats that weights may be stored in, as safetensors headers spell them, and their bytes."""
+from hwaga.weights.quantize import Precision, QuantizedLinear
+from hwaga.weights.reader import Reader
+from hwaga.weights.row_table import RowTable
+from hwaga.weights.stored import StoredTensor, stored_tensors
+from hwaga.weights.unit import Unit
 
 DIGEST_BYTES = 2**20
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 Network = TypeVar("Network", bound=nn.Module)
-
-
-class FusedLinear(nn.Linear):
-    """Several linear layers over the same input as one product.
-
-    Attributes:
-        outs: output channels of each, in the order that they are stacked.
-    """
-
-    def __init__(self, in_features: int, outs: tuple[int, ...], *, bias: bool) -> None:
-        super().__init__(in_features, sum(outs), bias=bias)
-        self.outs = outs
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where one tensor lies.
-
-    Attributes:
-        scale: the tensor of one value, in the same file, that the values are multiplied with; or None.
-    """
-
-    name: str
-    file: Path
-    shape: tuple[int, ...]
-    nbytes: int
-    scale: str | None = None
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
@@ -138,39 +113,8 @@ def file_digest(files: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def stored_tensors(files: list[Path]) -> list[StoredTensor]:
-    """Name, place and shape of every tensor, from the headers alone.
-
-    Raises:
-        CheckpointError: a file is truncated or no safetensors file, a tensor is in a format that is not read here, or a
-            name stands in two files.
-    """
-    tensors: dict[str, StoredTensor] = {}
-    for path in files:
-        for name, (number_format, shape) in read_header(path).items():
-            if number_format not in NUMBER_FORMATS:
-                raise CheckpointError(
-                    f"{path.name} stores {name} as {number_format}; only {', '.join(NUMBER_FORMATS)} are read here."
-                )
-            if name in tensors:
-                raise CheckpointError(
-                    f"{name} stands in {tensors[name].file.name} and in {path.name}. Fetch them again."
-                )
-            size = math.prod(shape) * NUMBER_FORMATS[number_format]
-            tensors[name] = StoredTensor(name, path, shape, size)
-    return list(tensors.values())
-
-
-def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Number format and shape of each tensor in a file, by its name.
-
-    Raises:
-        CheckpointError: the file is truncated or no safetensors file.
-    """
-    # As numpy would read it: for torch, the whole file is mapped as memory that may be written to, which must be there.
-    with _opened(path, "numpy") as file:
-        views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - the handle is no mapping
-        return {name: (view.get_dtype(), tuple(view.get_shape())) for name, view in views.items()}
+def _one_unit(_: str) -> str:
+    return ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +128,18 @@ class Blueprint(Generic[Network]):
 
     network: Network
     sources: Mapping[str, list[StoredTensor]]
+
+    @classmethod
+    def outline(cls, build: Callable[[], Network]) -> Blueprint[Network]:
+        """A network that has no files: its units have sizes and cannot be filled."""
+        with torch.device("meta"):
+            network = build()
+        return cls(network, {name: [] for name, _ in network.named_parameters()})
+
+    @property
+    def files(self) -> set[Path]:
+        """That the weights are read from."""
+        return {piece.file for pieces in self.sources.values() for piece in pieces}
 
     @property
     def stored_bytes(self) -> int:
@@ -228,50 +184,52 @@ class Blueprint(Generic[Network]):
         wanted = dict(network.named_parameters())
         return cls(network, _sources(wanted, _piece_rows(network), stored, layout, place, described_by))
 
+    def quantize(self, names: str, precision: Precision) -> None:
+        """Keeps the linear layers whose names match a pattern, as a whole, in fewer bits. Before ``units``."""
+        pattern = re.compile(names)
+        for name, module in list(self.network.named_modules()):
+            if isinstance(module, nn.Linear) and pattern.fullmatch(name):
+                self.network.set_submodule(name, QuantizedLinear(module, precision))
+
+    def connect(self, table: str, reader: Reader) -> None:
+        """Reads the rows of a ``RowTable`` from the files whenever they are asked for, instead of keeping them."""
+        module = self.network.get_submodule(table)
+        assert isinstance(module, RowTable)
+        module.connect(self.sources[f"{table}.weight"][0], reader)
+
+    def units(self, dtype: torch.dtype, unit_of: Callable[[str], str] = _one_unit) -> dict[str, Unit]:
+        """The weights of the network in units, by name.
+
+        Args:
+            dtype: the number format that they are converted to.
+            unit_of: gives the unit for a weight's name: the name of the module that it comes and goes with, or "" for what
+                belongs to the network at large. Tables that are read by rows are in none.
+        """
+        found: dict[str, list[tuple[str, nn.Module, Sequence[StoredTensor]]]] = {}
+        for name, pieces in self.sources.items():
+            owner = self.network.get_submodule(name.rpartition(".")[0])
+            if not isinstance(owner, RowTable):
+                found.setdefault(unit_of(name), []).append((name, owner, pieces))
+        return {name: Unit(self.network.get_submodule(name), weights, dtype) for name, weights in found.items()}
+
     def load(
-        self,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        replace: Callable[[str, nn.Linear, Tensor], nn.Linear | None] | None = None,
-        progress: Callable[[int], None] | None = None,
+        self, *, device: torch.device, dtype: torch.dtype, progress: Callable[[int], None] | None = None
     ) -> Network:
-        """Fills the network and hands it over; a blueprint loads once.
+        """Fills the network, all of it, and hands it over; a blueprint loads once.
 
         Args:
             device: where the weights go.
             dtype: the format that they are converted to on the way.
-            replace: given the name of a linear layer, the layer and its weight, another layer to stand in its place with a
-                weight of its own, or None to leave it.
             progress: told the stored bytes of each weight once it is there.
 
         Raises:
             CheckpointError: a weight cannot be read or is not finite, by name.
         """
-        with ExitStack() as stack:
-            # The handles are memory maps: opening them all costs address space, not memory.
-            paths = {piece.file for pieces in self.sources.values() for piece in pieces}
-            files = {path: stack.enter_context(_opened(path)) for path in paths}
-            for name, pieces in self.sources.items():
-                owner, _, last = name.rpartition(".")
-                module = self.network.get_submodule(owner)
-                weight = torch.empty(getattr(module, last).shape, dtype=dtype, device=device)
-                if len(pieces) == 1:
-                    weight.copy_(_read(files[pieces[0].file], pieces[0], device).view(weight.shape))
-                else:
-                    for part, piece in zip(weight.split([p.shape[0] for p in pieces]), pieces, strict=True):
-                        part.copy_(_read(files[piece.file], piece, device).view(part.shape))
-                if not torch.isfinite(weight).all():
-                    raise CheckpointError(_not_finite(pieces, files, dtype))
-                other = None
-                if replace is not None and isinstance(module, nn.Linear) and last == "weight":
-                    other = replace(owner, module, weight)
-                if other is None:
-                    setattr(module, last, nn.Parameter(weight, requires_grad=False))
-                else:
-                    self.network.set_submodule(owner, other)
-                if progress is not None:
-                    progress(sum(piece.nbytes for piece in pieces))
+        (unit,) = self.units(dtype).values()
+        memory = torch.empty(unit.nbytes, dtype=torch.uint8, device=device)
+        with closing(Reader(device)) as reader:
+            unit.bring(memory, reader, progress)
+        unit.attach(unit.parameters(memory))
         return self.network.eval()
 
 
@@ -330,37 +288,6 @@ def _piece_rows(network: nn.Module) -> dict[str, tuple[int, ...]]:
         if isinstance(module, FusedLinear):
             rows.update({f"{name}.{kind}": module.outs for kind, _ in module.named_parameters()})
     return rows
-
-
-@contextmanager
-def _opened(path: Path, framework: str = "pt") -> Iterator[Any]:
-    try:
-        handle = safe_open(path, framework=framework, device="cpu")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}). Fetch it again.") from error
-    with handle as file:
-        yield file
-
-
-def _read(file: Any, piece: StoredTensor, device: torch.device | str = "cpu") -> Tensor:
-    """The tensor as it is stored; 8-bit values as float32, multiplied with their scale on the device."""
-    try:
-        tensor: Tensor = file.get_tensor(piece.name)
-        if tensor.dtype == torch.float8_e4m3fn:
-            tensor = tensor.to(device).float()
-        if piece.scale is not None:
-            tensor *= file.get_tensor(piece.scale).item()
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{piece.name} cannot be read from {piece.file}: {error}. Fetch it again.") from error
-    return tensor
-
-
-def _not_finite(pieces: list[StoredTensor], files: Mapping[Path, Any], dtype: torch.dtype) -> str:
-    for piece in pieces:
-        if not torch.isfinite(_read(files[piece.file], piece)).all():
-            return f"{piece.file}: {piece.name} holds NaN or infinity. The file is damaged: fetch it again."
-    worst = max(pieces, key=lambda piece: _read(files[piece.file], piece).abs().max().item())
-    return f"{worst.file}: {worst.name} has values too large for {str(dtype).removeprefix('torch.')}."
 
 
 def listed(items: Sequence[str], separator: str = ", ") -> str:

@@ -118,7 +118,6 @@ def qwen3_encoder(layers: int) -> Layout:
     return Layout(
         strip=("model.",),
         renames=(
-            ("embed_tokens.weight", "embed_tokens"),
             ("input_layernorm.weight", "input_layernorm"),
             ("post_attention_layernorm.weight", "post_attention_layernorm"),
             (".q_norm.weight", ".q_norm"),

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from hwaga.errors import LoraError
 from hwaga.weights.adapters import Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank
-from hwaga.weights.checkpoint import FusedLinear, listed
+from hwaga.weights.checkpoint import listed
+from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import Layout
 from hwaga.weights.lora_header import DORA, ROLE, LoraLayer, PeftAlphas, peft_alphas, read_header
 from hwaga.weights.recent import RecentlyUsed
@@ -242,6 +243,12 @@ class LoraFile:
         return [key for key in keys if not torch.isfinite(file.get_tensor(key)).all()]
 
 
+GROWTH = 2
+"""A LoRA takes at most about so many times its file on the device: of layers that are one product here and several in the file,
+each part is widened to the whole by zeros.
+"""
+
+
 class LoraCache:
     """LoRAs on a device, ready to use; those used longest ago are let go of when they take more than a limit.
 
@@ -257,6 +264,13 @@ class LoraCache:
         self.kept: RecentlyUsed[tuple[tuple[object, float], ...], Adapters] = RecentlyUsed(
             limit, lambda adapters: adapters.nbytes
         )
+
+    def new_bytes(self, loras: Sequence[tuple[Path, float]]) -> int:
+        """About the most that ``adapters`` would take for them beside what is kept."""
+        wanted = [(path, weight) for path, weight in loras if weight]
+        if self.kept.get(tuple((_version(path), weight) for path, weight in wanted)) is not None:
+            return 0
+        return sum(GROWTH * path.stat().st_size for path, _ in wanted) * (1 if len(wanted) == 1 else 2)
 
     def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
         """What LoRAs at some weights add together; the same object for the same ones while it is kept, None for none.

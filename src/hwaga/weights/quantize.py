@@ -8,21 +8,24 @@ each product and dropped after it.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hwaga.weights.checkpoint import FusedLinear
+from hwaga.weights.fused import FusedLinear
 
 GROUP = 64
 """Weights of a row that share a scale, in int4."""
 
-ROWS_AT_ONCE = 2048
-"""Rows that are quantised at a time: the work takes a few times their memory in float32."""
+VALUES_AT_ONCE = 2**20
+"""Weights that are quantised at a time, or one row of them."""
+
+ENCODING = 18
+"""Bytes that quantising takes for each weight of those at a time: at most four copies in float32, and codes."""
 
 _SMALLEST = 1e-30
 _FP8_MOST = 448.0
@@ -35,12 +38,14 @@ class Precision:
     Attributes:
         name: what it is called.
         bits: for a weight, scales included, of a row that is long beside ``GROUP``.
-        encode: float32 ``[rows, width]`` to what is kept.
+        kept: shapes of what is kept of ``[rows, width]``, and their dtypes; None stands for the model's own.
+        encode: float32 ``[rows, width]`` to what is kept, whatever is of the model's dtype still in float32.
         decode: what is kept, and the width, to ``[rows, width]`` in the dtype of the scales.
     """
 
     name: str
     bits: float
+    kept: Callable[[int, int], tuple[tuple[tuple[int, ...], torch.dtype | None], ...]]
     encode: Callable[[Tensor], tuple[Tensor, ...]]
     decode: Callable[[tuple[Tensor, ...], int], Tensor]
 
@@ -48,6 +53,10 @@ class Precision:
 def _rounded(scale: Tensor) -> Tensor:
     """A scale as bfloat16 holds it, still in float32: codes are chosen for the scale that they are multiplied with."""
     return scale.bfloat16().float().clamp_min(_SMALLEST)
+
+
+def _kept_rows(codes: torch.dtype, rows: int, width: int) -> tuple[tuple[tuple[int, ...], torch.dtype | None], ...]:
+    return ((rows, width), codes), ((rows, 1), None)
 
 
 def _encode_int8(weight: Tensor) -> tuple[Tensor, ...]:
@@ -64,6 +73,11 @@ def _decode_rows(kept: tuple[Tensor, ...], width: int) -> Tensor:
     codes, scale = kept
     assert codes.shape[1] == width
     return codes.to(scale.dtype).mul_(scale)
+
+
+def _kept_int4(rows: int, width: int) -> tuple[tuple[tuple[int, ...], torch.dtype | None], ...]:
+    groups = -(-width // GROUP)
+    return ((rows, groups, GROUP // 2), torch.uint8), ((rows, groups, 1), None), ((rows, groups, 1), None)
 
 
 def _encode_int4(weight: Tensor) -> tuple[Tensor, ...]:
@@ -84,45 +98,56 @@ def _decode_int4(kept: tuple[Tensor, ...], width: int) -> Tensor:
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision("int8", 8.0, _encode_int8, _decode_rows),
-        Precision("fp8", 8.0, _encode_fp8, _decode_rows),
-        Precision("int4", 4.0 + 32 / GROUP, _encode_int4, _decode_int4),
+        Precision("int8", 8.0, partial(_kept_rows, torch.int8), _encode_int8, _decode_rows),
+        Precision("fp8", 8.0, partial(_kept_rows, torch.float8_e4m3fn), _encode_fp8, _decode_rows),
+        Precision("int4", 4.0 + 32 / GROUP, _kept_int4, _encode_int4, _decode_int4),
     )
 }
 """By name, the best first. At one byte, whole numbers lie closer to the weights than e4m3 does."""
 
-
-def quantizing(names: str, precision: Precision) -> Callable[[str, nn.Linear, Tensor], nn.Linear | None]:
-    """For ``Blueprint.load``: keeps the linear layers whose names match a pattern, as a whole, in fewer bits."""
-    pattern = re.compile(names)
-
-    def replace(name: str, linear: nn.Linear, weight: Tensor) -> nn.Linear | None:
-        return QuantizedLinear(linear, weight, precision) if pattern.fullmatch(name) else None
-
-    return replace
+SOUND = ("int8", "fp8")
+"""Those whose pictures stay near the ones of whole weights: 35 dB at least, of the bundled model's, by
+``benchmarks/precision.py`` (int8 45, fp8 38.5, int4 25). Only they are chosen without being asked for."""
 
 
 class QuantizedLinear(FusedLinear):
     """A linear layer whose weight is kept in fewer bits, and written out whenever it is asked for.
 
     Args:
-        linear: the layer that it replaces; its bias is taken over.
-        weight: its weight, on the device and in the dtype that products are computed in.
+        linear: the layer that it replaces; its bias is taken over. What is kept begins on the meta device.
     """
 
-    def __init__(self, linear: nn.Linear, weight: Tensor, precision: Precision) -> None:
+    def __init__(self, linear: nn.Linear, precision: Precision) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.outs = linear.outs if isinstance(linear, FusedLinear) else (linear.out_features,)
         self.precision = precision
         self.bias = linear.bias
-        runs = [precision.encode(rows.float()) for rows in weight.split(ROWS_AT_ONCE)]
-        codes, *scales = (torch.cat(parts) for parts in zip(*runs, strict=True))
         self.kept = nn.ParameterList(
-            nn.Parameter(part, requires_grad=False) for part in (codes, *(scale.to(weight.dtype) for scale in scales))
+            nn.Parameter(torch.empty(shape, dtype=dtype or linear.weight.dtype, device="meta"), requires_grad=False)
+            for shape, dtype in precision.kept(self.out_features, self.in_features)
         )
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """``[out, in]`` in the model's number format."""
         return self.precision.decode(tuple(self.kept), self.in_features)
+
+
+def write_codes(weight: Tensor, precision: Precision, kept: Sequence[Tensor]) -> None:
+    """Writes what is kept of a weight ``[rows, width]`` over tensors of the shapes of ``precision.kept``."""
+    at_once = _rows_at_once(weight.shape[1])
+    for start in range(0, len(weight), at_once):
+        rows = slice(start, start + at_once)
+        for place, part in zip(kept, precision.encode(weight[rows].float()), strict=True):
+            place[rows] = part
+
+
+def encoding_bytes(shape: Sequence[int]) -> int:
+    """What ``write_codes`` takes beside a weight ``[rows, width]`` and what is kept of it."""
+    rows, width = shape
+    return min(rows, _rows_at_once(width)) * -(-width // GROUP) * GROUP * ENCODING
+
+
+def _rows_at_once(width: int) -> int:
+    return max(VALUES_AT_ONCE // max(width, 1), 1)

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hwaga.errors import CheckpointError
-from hwaga.weights.checkpoint import NUMBER_FORMATS, StoredTensor, read_header
+from hwaga.weights.stored import FORMATS, NUMBER_FORMATS, SCALED_FORMAT, HeaderEntry, StoredTensor, read_header
 
-Header = Mapping[str, tuple[str, tuple[int, ...]]]
+Header = Mapping[str, HeaderEntry]
 
 SIGNS = {
     "transformer": r"(|.*\.)cap_pad_token",
@@ -37,11 +37,6 @@ OTHERS = {
 """What else a file may be, by a part of a tensor's name; the first that is found counts."""
 
 LORA = re.compile(r"\blora_|\.lora\.|\.(?:lokr|hada)_")
-
-SCALED_FORMAT = "F8_E4M3"
-
-FORMATS = {**NUMBER_FORMATS, SCALED_FORMAT: 1}
-"""Formats that these files' weights may be stored in, and their bytes."""
 
 UNUSED = re.compile(r".*\.logit_scale")
 """What ComfyUI writes beside a text encoder into a file of several networks; it is a CLIP model's, and unused here."""
@@ -124,7 +119,7 @@ def _read_parts(path: Path) -> dict[str, Part]:
         raise CheckpointError(
             f"{path.name} holds {strays[0]}, which belongs to none of its networks ({', '.join(prefixes.values())})."
         )
-    headers: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {prefix: {} for prefix in prefixes}
+    headers: dict[str, dict[str, HeaderEntry]] = {prefix: {} for prefix in prefixes}
     for name, entry in header.items():
         prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
         if prefix is not None:
@@ -164,7 +159,7 @@ def _tensors(path: Path, prefix: str, header: Header) -> tuple[StoredTensor, ...
                 f"{path.name}: {prefix}{name} is {list(header[name][1])} of {header[name][0]} and should be one number."
             )
     tensors = []
-    for name, (number_format, shape) in header.items():
+    for name, (number_format, shape, offset) in header.items():
         if name in scales or name.endswith(".scale_input") or name == "scaled_fp8":
             continue
         if number_format not in FORMATS:
@@ -174,6 +169,10 @@ def _tensors(path: Path, prefix: str, header: Header) -> tuple[StoredTensor, ...
         scale = f"{name.removesuffix('weight')}scale_weight" if name.endswith(".weight") else ""
         if number_format == SCALED_FORMAT and "scaled_fp8" in header and scale not in scales:
             raise CheckpointError(f"{path.name} is marked as scaled fp8 and has no scale for {prefix}{name}.")
-        size = math.prod(shape) * FORMATS[number_format]
-        tensors.append(StoredTensor(prefix + name, path, shape, size, prefix + scale if scale in scales else None))
+        size = math.prod(shape) * FORMATS[number_format].run_bytes
+        factor = None
+        if scale in scales:
+            form, _, place = header[scale]
+            factor = StoredTensor(prefix + scale, path, (1,), NUMBER_FORMATS[form].run_bytes, place, form)
+        tensors.append(StoredTensor(prefix + name, path, shape, size, offset, number_format, factor))
     return tuple(tensors)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
+from hwaga.families.z_image.tiles import tiled
 from hwaga.kernels.reference import group_norm_silu, upsample_conv
 from hwaga.weights.config import ConfigValues
 
@@ -252,24 +254,38 @@ class Autoencoder(nn.Module):
     def device(self) -> torch.device:
         return self.decoder.conv_in.weight.device
 
-    def encode(self, pixels: Tensor, posterior_noise: Tensor | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, posterior_noise: Tensor | None = None, tile: int | None = None) -> Tensor:
         """Latents of pixels: the posterior's mean, or with ``posterior_noise`` (of the latents' shape) a sample of it.
+
+        Args:
+            tile: side in pixels of the pieces that it is computed in, a multiple of ``scale``; None for all at once.
 
         Returns:
             Float32 latents.
         """
-        moments = self.encoder(pixels.to(self.device, self.dtype))
-        if self.quant_conv is not None:
-            moments = self.quant_conv(moments)
+        pixels = pixels.to(self.device, self.dtype)
+        scale = self.config.scale
+        moments = self._moments(pixels) if tile is None else tiled(self._moments, pixels, tile, Fraction(1, scale))
         mean, log_variance = moments.chunk(2, dim=1)
         if posterior_noise is not None:
             deviation = torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
             mean = mean + deviation * posterior_noise.to(mean)
-        return cast(Tensor, (mean.float() - self.config.shift) * self.config.scaling)
+        return (mean.float() - self.config.shift) * self.config.scaling
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Float32 pixels, nominally in [-1, 1], not clamped."""
+    def decode(self, latents: Tensor, tile: int | None = None) -> Tensor:
+        """Float32 pixels, nominally in [-1, 1], not clamped.
+
+        Args:
+            tile: side in pixels of the pieces that it is computed in, a multiple of ``scale``; None for all at once.
+        """
         x = latents.to(self.device, self.dtype) / self.config.scaling + self.config.shift
-        if self.post_quant_conv is not None:
-            x = self.post_quant_conv(x)
-        return cast(Tensor, self.decoder(x).float())
+        if tile is None:
+            return self._pixels(x).float()
+        return tiled(self._pixels, x, tile // self.config.scale, Fraction(self.config.scale))
+
+    def _moments(self, pixels: Tensor) -> Tensor:
+        moments = self.encoder(pixels)
+        return cast(Tensor, moments if self.quant_conv is None else self.quant_conv(moments))
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.decoder(x if self.post_quant_conv is None else self.post_quant_conv(x)))

@@ -1,153 +1,39 @@
-"""Z-Image as a model family: how its networks are opened and what they are to the engine."""
+"""Z-Image as a model family: how its checkpoints are opened."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
-from hwaga.families.family import Progress
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
-from hwaga.families.z_image.single_files import SHIFT, SingleFiles
+from hwaga.families.z_image.memory_use import Networks
+from hwaga.families.z_image.model import ZImageModel, lora_targets_of
+from hwaga.families.z_image.single_files import AUTOENCODER_CONFIG, SHIFT, TEXT_ENCODER, TRANSFORMER, SingleFiles
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.tokenizer import PromptTokenizer
-from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, TransformerConfig, ZImageTransformer
-from hwaga.sampling.euler import Derivative
-from hwaga.sampling.schedule import drop_first, flow_match
-from hwaga.weights.adapters import Adapters
+from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
 from hwaga.weights.checkpoint import Blueprint, file_digest, read_config, weights_digest
 from hwaga.weights.config import ConfigValues
-from hwaga.weights.layouts import AUTOENCODER, Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
-from hwaga.weights.lora import LoraCache, LoraFile, LoraTarget, lora_targets
-from hwaga.weights.quantize import PRECISIONS, quantizing
-from hwaga.weights.recent import RecentlyUsed
+from hwaga.weights.layouts import AUTOENCODER, qwen3_encoder, z_image_transformer
+from hwaga.weights.lora import LoraFile
+from hwaga.weights.quantize import PRECISIONS, SOUND
 
-IN_TRANSFORMER = r"(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention|feed_forward)\.\w+"
-IN_TEXT_ENCODER = r"layers\.\d+\.(?:self_attn|mlp)\.\w+"
-"""The linear layers that may be kept in fewer bits: nearly all weights. Embedders, modulation and the final layer are few, and
-every token of every step passes through their errors."""
-
-
-CAPTION_BYTES = 64 * 2**20
-"""For prompts that may come again. At full size one of 120 tokens takes 0.6 MiB, and saves the text encoder's work."""
-
-
-class ZImageModel:
-    """The networks of a Z-Image checkpoint; see ``families.family.Model`` for the methods."""
-
-    def __init__(
-        self,
-        tokenizer: PromptTokenizer,
-        text_encoder: Qwen3Encoder,
-        transformer: ZImageTransformer,
-        autoencoder: Autoencoder,
-        shift: float,
-        weights_digest: str,
-        lora_bytes: int,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.text_encoder = text_encoder
-        self.transformer = transformer
-        self.autoencoder = autoencoder
-        self.shift = shift
-        self.weights_digest = weights_digest
-        self.loras = LoraCache(
-            _lora_targets(text_encoder, transformer),
-            device=transformer.device,
-            dtype=transformer.dtype,
-            limit=lora_bytes,
-        )
-        self.captions: RecentlyUsed[tuple[int, ...], Tensor] = RecentlyUsed(
-            CAPTION_BYTES, lambda caption: caption.nbytes
-        )
-        self._reads = {module for module in text_encoder.modules() if isinstance(module, nn.Linear)}
-        lens, patch = transformer.config.axes_lens, transformer.config.patch
-        # A caption takes positions 1 to its padded length, and the image the one after.
-        captions = (lens[0] - 2) // TOKEN_MULTIPLE * TOKEN_MULTIPLE
-        self.max_tokens = min(captions, text_encoder.config.positions)
-        self.size_multiple = patch * autoencoder.config.scale
-        self.max_side = min(lens[1:]) * self.size_multiple
-
-    def tokenize(self, prompt: str, limit: int) -> list[int]:
-        return self.tokenizer.ids_within(prompt, limit)
-
-    def count_tokens(self, prompt: str) -> int:
-        return len(self.tokenizer.ids(prompt))
-
-    def forget(self) -> None:
-        self.loras.kept.clear()
-        self.captions.clear()
-
-    def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
-        return self.loras.adapters(loras)
-
-    def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapters | None]) -> list[Tensor]:
-        captions = [self._caption(tuple(ids), own) for ids, own in zip(prompts, adapters, strict=True)]
-        return [self.transformer.refine_caption(caption, own) for caption, own in zip(captions, adapters, strict=True)]
-
-    def _caption(self, ids: tuple[int, ...], adapters: Adapters | None) -> Tensor:
-        """The text encoder's output for a prompt, alone: packed with others it would round in another way, and a prompt that
-        was met before would give other bytes than one that was not.
-        """
-        if adapters is not None and not self._reads.isdisjoint(adapters.by_linear):
-            return cast(Tensor, self.text_encoder([ids], [adapters])[0])
-        known = self.captions.get(ids)
-        return self.captions.put(ids, self.text_encoder([ids])[0]) if known is None else known
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        scale = self.autoencoder.config.scale
-        return self.transformer.config.in_channels, height // scale, width // scale
-
-    def schedule(self, steps: int, strength: float, *, steps_scale: bool) -> Tensor:
-        if steps_scale:
-            return drop_first(flow_match(steps, self.shift), strength)
-        return flow_match(steps, self.shift, strength)
-
-    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        return sigma * noise + (1.0 - sigma) * latents
-
-    def derivative(
-        self,
-        conditionings: Sequence[Tensor],
-        shapes: Sequence[tuple[int, int, int]],
-        schedules: Sequence[Tensor],
-        adapters: Sequence[Adapters | None],
-    ) -> Derivative:
-        # A row of the modulation for each noise level of each set of LoRAs.
-        rows: dict[tuple[Adapters | None, float], int] = {}
-        for own in dict.fromkeys(adapters):
-            sigmas = [schedule[:-1] for schedule, theirs in zip(schedules, adapters, strict=True) if theirs is own]
-            for sigma in torch.cat(sigmas).unique(sorted=True).tolist():
-                rows[own, sigma] = len(rows)
-        # Time as the reference computes it, in float32: thousandths, counted from noise to picture.
-        times = (1000 - torch.tensor([sigma for _, sigma in rows], dtype=torch.float32, device="cpu") * 1000) / 1000
-        modulation = self.transformer.modulate(times.to(self.transformer.device), [own for own, _ in rows])
-        packed: tuple[Sequence[int], Pack] | None = None
-
-        def velocity(latents: Sequence[Tensor], sigmas: Sequence[float], active: Sequence[int]) -> list[Tensor]:
-            nonlocal packed
-            captions = [conditionings[i] for i in active]
-            if packed is None or packed[0] != active:  # once, and again whenever a picture with fewer steps has left
-                sizes = [shapes[i][1:] for i in active]
-                packed = active, self.transformer.pack(sizes, [len(caption) for caption in captions])
-            own = [adapters[i] for i in active]
-            row = [rows[key] for key in zip(own, sigmas, strict=True)]
-            outputs = self.transformer(latents, captions, packed[1], modulation, row, own)
-            return [-output.float() for output in outputs]
-
-        return velocity
-
-    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None) -> Tensor:
-        noise = None if posterior_noise is None else posterior_noise[None]
-        return self.autoencoder.encode(pixels[None], noise)[0]
-
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        return self.autoencoder.decode(latents[None])[0]
+PUBLISHED_TEXT_ENCODER = {
+    "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936,
+}  # fmt: skip
+PUBLISHED_TRANSFORMER = {
+    "all_patch_size": [2], "dim": 3840, "n_heads": 30, "n_layers": 30, "n_refiner_layers": 2, "in_channels": 16,
+    "cap_feat_dim": 2560, "qk_norm": True,
+}  # fmt: skip
+PUBLISHED_AUTOENCODER = {
+    "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 16, "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}  # fmt: skip
+"""From the configuration files of Tongyi-MAI/Z-Image-Turbo: what else makes up its sizes, for plans without its files."""
 
 
 class ZImage:
@@ -155,6 +41,7 @@ class ZImage:
 
     dtypes = ("bfloat16", "float32")
     precisions = tuple(PRECISIONS)
+    sound_precisions = SOUND
 
     def open(
         self,
@@ -165,96 +52,87 @@ class ZImage:
         dtype: torch.dtype,
         lora_bytes: int,
         precision: str | None = None,
-        progress: Progress | None = None,
     ) -> ZImageModel:
         found = SingleFiles.read(files) if files else None
-        configs = _Configs.read(folder, found)
-        shift = _shift(folder) if found is None else SHIFT
+        networks = _read_configs(folder, found)
         tokenizer = PromptTokenizer(folder / "tokenizer")
         if found is None:
             text_encoder = Blueprint.read(
-                lambda: Qwen3Encoder(configs.text_encoder),
+                lambda: Qwen3Encoder(networks.text_encoder),
                 folder / "text_encoder",
-                qwen3_encoder(configs.text_encoder.layers),
+                qwen3_encoder(networks.text_encoder.layers),
             )
             transformer = Blueprint.read(
-                lambda: ZImageTransformer(configs.transformer),
+                lambda: ZImageTransformer(networks.transformer),
                 folder / "transformer",
-                z_image_transformer(configs.transformer.patch),
+                z_image_transformer(networks.transformer.patch),
             )
-            autoencoder = Blueprint.read(lambda: Autoencoder(configs.autoencoder), folder / "vae", AUTOENCODER)
+            autoencoder = Blueprint.read(lambda: Autoencoder(networks.autoencoder), folder / "vae", AUTOENCODER)
             digest = weights_digest([folder / part for part in ("text_encoder", "transformer", "vae")])
         else:
             text_encoder, transformer = found.text_encoder.blueprint(), found.transformer.blueprint()
             autoencoder = found.autoencoder.blueprint()
             digest = file_digest(found.files)
-        total = text_encoder.stored_bytes + transformer.stored_bytes + autoencoder.stored_bytes
-        loaded = 0
-        kept = PRECISIONS[precision] if precision else None
-        painter, reader = (quantizing(names, kept) if kept else None for names in (IN_TRANSFORMER, IN_TEXT_ENCODER))
-
-        def advance(size: int) -> None:
-            nonlocal loaded
-            loaded += size
-            if progress is not None:
-                progress(loaded, total)
-
         return ZImageModel(
             tokenizer,
-            text_encoder.load(device=device, dtype=dtype, replace=reader, progress=advance),
-            transformer.load(device=device, dtype=dtype, replace=painter, progress=advance),
-            autoencoder.load(device=device, dtype=dtype, progress=advance),
-            shift,
-            digest,
-            lora_bytes,
+            text_encoder,
+            transformer,
+            autoencoder,
+            networks,
+            shift=_shift(folder) if found is None else SHIFT,
+            weights_digest=digest,
+            device=device,
+            dtype=dtype,
+            precision=PRECISIONS[precision] if precision else None,
+            lora_bytes=lora_bytes,
+        )
+
+    def outline(self, *, dtype: torch.dtype, precision: str | None = None) -> ZImageModel:
+        networks = Networks(
+            TextEncoderConfig.from_json(TEXT_ENCODER | PUBLISHED_TEXT_ENCODER),
+            TransformerConfig.from_json(TRANSFORMER | PUBLISHED_TRANSFORMER),
+            AutoencoderConfig.from_json(AUTOENCODER_CONFIG | PUBLISHED_AUTOENCODER),
+        )
+        return ZImageModel(
+            None,
+            Blueprint.outline(lambda: Qwen3Encoder(networks.text_encoder)),
+            Blueprint.outline(lambda: ZImageTransformer(networks.transformer)),
+            Blueprint.outline(lambda: Autoencoder(networks.autoencoder)),
+            networks,
+            shift=SHIFT,
+            weights_digest="",
+            device=torch.device("meta"),
+            dtype=dtype,
+            precision=PRECISIONS[precision] if precision else None,
+            lora_bytes=0,
         )
 
     def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
-        configs = _Configs.read(folder, SingleFiles.read(files) if files else None)
+        found = _read_configs(folder, SingleFiles.read(files) if files else None)
         with torch.device("meta"):
-            networks = Qwen3Encoder(configs.text_encoder), ZImageTransformer(configs.transformer)
-        LoraFile.read(lora).match(_lora_targets(*networks))
+            networks = Qwen3Encoder(found.text_encoder), ZImageTransformer(found.transformer)
+        LoraFile.read(lora).match(lora_targets_of(*networks))
 
 
-@dataclass(frozen=True)
-class _Configs:
-    """The sizes of a checkpoint's networks, known to fit one another."""
-
-    text_encoder: TextEncoderConfig
-    transformer: TransformerConfig
-    autoencoder: AutoencoderConfig
-
-    @classmethod
-    def read(cls, folder: Path, found: SingleFiles | None) -> _Configs:
-        if found is None:
-            text_encoder = TextEncoderConfig.from_json(read_config(folder / "text_encoder"))
-            transformer = TransformerConfig.from_json(read_config(folder / "transformer"))
-            autoencoder = AutoencoderConfig.from_json(read_config(folder / "vae"))
-        else:
-            text_encoder, transformer = found.text_encoder.config, found.transformer.config
-            autoencoder = found.autoencoder.config
-        if text_encoder.hidden != transformer.caption_dim:
-            raise CheckpointError(
-                f"{folder}: the text encoder is {text_encoder.hidden} wide and the transformer reads "
-                f"{transformer.caption_dim}. They belong to different checkpoints."
-            )
-        if autoencoder.latent_channels != transformer.in_channels:
-            raise CheckpointError(
-                f"{folder}: the autoencoder has {autoencoder.latent_channels} latent channels and the "
-                f"transformer {transformer.in_channels}. They belong to different checkpoints."
-            )
-        return cls(text_encoder, transformer, autoencoder)
-
-
-def _lora_targets(text_encoder: Qwen3Encoder, transformer: ZImageTransformer) -> dict[str, LoraTarget]:
-    last = text_encoder.config.layers - 1
-    return lora_targets(
-        [
-            (transformer, (z_image_transformer(transformer.config.patch), Z_IMAGE_ORIGINAL)),
-            (text_encoder, (qwen3_encoder(text_encoder.config.layers),)),
-        ],
-        unused={f"layers_{last}_self_attn_": "layers_0_self_attn_", f"layers_{last}_mlp_": "layers_0_mlp_"},
-    )
+def _read_configs(folder: Path, found: SingleFiles | None) -> Networks:
+    if found is None:
+        text_encoder = TextEncoderConfig.from_json(read_config(folder / "text_encoder"))
+        transformer = TransformerConfig.from_json(read_config(folder / "transformer"))
+        autoencoder = AutoencoderConfig.from_json(read_config(folder / "vae"))
+    else:
+        text_encoder, transformer = found.text_encoder.config, found.transformer.config
+        autoencoder = found.autoencoder.config
+    if text_encoder.hidden != transformer.caption_dim:
+        raise CheckpointError(
+            f"{folder}: the text encoder is {text_encoder.hidden} wide and the transformer reads "
+            f"{transformer.caption_dim}. They belong to different checkpoints."
+        )
+    if autoencoder.latent_channels != transformer.in_channels:
+        raise CheckpointError(
+            f"{folder}: the autoencoder has {autoencoder.latent_channels} latent channels and the "
+            f"transformer {transformer.in_channels}. They belong to different checkpoints."
+        )
+    return Networks(text_encoder, transformer, autoencoder)
 
 
 def _shift(folder: Path) -> float:

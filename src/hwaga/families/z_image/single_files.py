@@ -153,7 +153,7 @@ def _text_encoder(part: Part) -> FoundNetwork[TextEncoderConfig, Qwen3Encoder]:
     layers = _count(part, r"(?:model\.)?layers\.(\d+)\.")
     # Read with a layout that leaves nothing out, since the first layer may also be the last one there is.
     shapes = _Shapes(part, qwen3_encoder(layers + 1).below(part.prefix))
-    vocabulary, hidden = shapes.of("embed_tokens", 2)
+    vocabulary, hidden = shapes.of("embed_tokens.weight", 2)
     if not any(re.fullmatch(r"(?:model\.)?norm\.weight", name) for name in part.names):
         layers += 1  # a file without the final norm was cut off at the layer that is read
     layers = TEXT_ENCODER_LAYERS.get(hidden, layers)

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
 from hwaga.kernels.reference import attention, rms_norm, rotate_halves, swiglu
 from hwaga.weights.adapters import Adapters, LinearCall, adapted
-from hwaga.weights.checkpoint import FusedLinear
 from hwaga.weights.config import ConfigValues
+from hwaga.weights.fused import FusedLinear
+from hwaga.weights.row_table import RowTable
 
 
 @dataclass(frozen=True)
@@ -138,28 +138,33 @@ class Qwen3Encoder(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        # Not nn.Embedding: its random start imports torch's compiler, which takes longer than reading the mini.
-        self.embed_tokens = nn.Parameter(torch.empty(config.vocabulary, config.hidden))
+        self.embed_tokens = RowTable(config.vocabulary, config.hidden)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers - 1))
 
     def forward(
-        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapters | None] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapters: Sequence[Adapters | None],
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> list[Tensor]:
-        """Conditioning ``[tokens, hidden]`` for each list of token ids, with its LoRAs. Prompts are packed, not padded."""
-        device = self.embed_tokens.device
-        lengths = [len(ids) for ids in prompts]
-        ids = torch.tensor([i for prompt in prompts for i in prompt], device="cpu").to(device)
-        x = F.embedding(ids, self.embed_tokens)
-        cos, sin = (table.to(device, x.dtype) for table in self._rotation(lengths))
-        linear = adapted([None] * len(prompts) if adapters is None else adapters, lengths)
-        for layer in self.layers:
-            x = layer(x, cos, sin, lengths, linear)
-        return list(x.split(lengths))
+        """Conditioning ``[tokens, hidden]`` for each list of token ids, with its LoRAs.
 
-    def _rotation(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Float32 cosines and sines ``[tokens, head_dim]``; positions start at 0 in each prompt."""
+        Prompts go through the layers side by side, and each is computed alone: packed with others it would round in another
+        way, and a prompt that was met before would give other bytes than one that was not.
+        """
+        runs = []
+        for ids, own in zip(prompts, adapters, strict=True):
+            tables = tuple(table.to(device, dtype) for table in self._rotation(len(ids)))
+            runs.append((tables, (len(ids),), adapted([own], [len(ids)])))
+        xs = [self.embed_tokens(ids, device, dtype) for ids in prompts]
+        for layer in self.layers:
+            xs = [layer(x, *tables, lengths, linear) for x, (tables, lengths, linear) in zip(xs, runs, strict=True)]
+        return xs
+
+    def _rotation(self, length: int) -> tuple[Tensor, Tensor]:
+        """Float32 cosines and sines ``[tokens, head_dim]``."""
         dim = self.config.head_dim
         rates = 1.0 / (self.config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim))
-        positions = torch.cat([torch.arange(length, dtype=torch.float32, device="cpu") for length in lengths])
-        angles = torch.outer(positions, rates).repeat(1, 2)
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), rates).repeat(1, 2)
         return angles.cos(), angles.sin()

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from hwaga.errors import CheckpointError
 from hwaga.kernels.reference import attention, gated_residual, norm_modulate, rms_norm, rotate_pairs, swiglu
 from hwaga.weights.adapters import Adapters, LinearCall, adapted, plain
-from hwaga.weights.checkpoint import FusedLinear
 from hwaga.weights.config import ConfigValues
+from hwaga.weights.fused import FusedLinear
 
 TOKEN_MULTIPLE = 32
 """Image tokens and caption tokens are each padded to a multiple of this with a learned token, which is attended."""
@@ -302,15 +302,19 @@ class ZImageTransformer(nn.Module):
     def device(self) -> torch.device:
         return self.x_pad_token.device
 
-    def refine_caption(self, caption: Tensor, adapters: Adapters | None = None) -> Tensor:
-        """Embeds and refines one caption: ``[tokens, caption_dim]`` to ``[padded tokens, D]``."""
-        x = self.cap_embedder(caption.to(self.dtype), adapted([adapters], [len(caption)]))
-        x = _padded(x, self.cap_pad_token)
-        rotation = self._rotation(_caption_positions(len(x)))
-        linear = adapted([adapters], [len(x)])
+    def refine_captions(self, captions: Sequence[Tensor], adapters: Sequence[Adapters | None]) -> list[Tensor]:
+        """Embeds and refines captions with their LoRAs, each alone: ``[tokens, caption_dim]`` to ``[padded tokens, D]``."""
+        pad, xs, runs = self.cap_pad_token, [], []
+        for caption, own in zip(captions, adapters, strict=True):
+            x = _padded(self.cap_embedder(caption.to(pad.dtype), adapted([own], [len(caption)])), pad)
+            xs.append(x)
+            runs.append((self._rotation(_caption_positions(len(x)), pad.device), (len(x),), adapted([own], [len(x)])))
         for block in self.context_refiner:
-            x = block(x, rotation, (len(x),), linear=linear)
-        return cast(Tensor, x)
+            xs = [
+                block(x, rotation, lengths, linear=linear)
+                for x, (rotation, lengths, linear) in zip(xs, runs, strict=True)
+            ]
+        return xs
 
     def modulate(self, times: Tensor, adapters: Sequence[Adapters | None] | None = None) -> Modulation:
         """Modulation of each row of a generation.
@@ -332,9 +336,9 @@ class ZImageTransformer(nn.Module):
         grids = tuple((h // self.config.patch, w // self.config.patch) for h, w in sizes)
         images, joints = [], []
         for (rows, columns), length in zip(grids, caption_lengths, strict=True):
-            image = self._rotation(_image_positions(rows, columns, length + 1))
+            image = self._rotation(_image_positions(rows, columns, length + 1), self.device)
             images.append(image)
-            joints += [image, self._rotation(_caption_positions(length))]
+            joints += [image, self._rotation(_caption_positions(length), self.device)]
         return Pack(
             grids=grids,
             image_lengths=tuple(len(image) for image in images),
@@ -404,11 +408,11 @@ class ZImageTransformer(nn.Module):
         x = tokens.view(rows, columns, p, p, channels)
         return x.permute(4, 0, 2, 1, 3).reshape(channels, rows * p, columns * p)
 
-    def _rotation(self, positions: Tensor) -> Tensor:
+    def _rotation(self, positions: Tensor, device: torch.device) -> Tensor:
         """Complex64 ``[tokens, head_dim / 2]`` for integer positions ``[tokens, 3]``."""
         tables = _rotation_tables(self.config.axes_dims, self.config.axes_lens, self.config.rope_theta)
         parts = [table[positions[:, axis]] for axis, table in enumerate(tables)]
-        return torch.cat(parts, dim=-1).to(self.device)
+        return torch.cat(parts, dim=-1).to(device)
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,158 @@
+"""``hwaga plan``: where weights would lie and what memory a picture would take, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hwaga.cli.console import gibibytes, print_json
+from hwaga.cli.generate import Aspect, Device, Dtype, Model, Precision, Size, Steps, parse_size
+from hwaga.request import ImageRequest
+
+if TYPE_CHECKING:
+    from hwaga.forecast import Forecast
+    from hwaga.memory.plan import Budget, PartPlan, Plan
+
+BAR = 40
+"""Characters of a bar."""
+
+KINDS = (("weights", "█", "blue"), ("brought", "▓", "cyan"), ("work", "▒", "yellow"), ("kept", "░", "magenta"))
+"""What memory of a phase is for: its field, how it is drawn without colours, and its colour."""
+
+
+def plan(
+    model: Model = None,
+    size: Size = None,
+    aspect: Aspect = None,
+    number: Annotated[
+        int, typer.Option("-n", "--number", min=1, max=64, help="How many pictures in one batch, as the library makes.")
+    ] = 1,
+    steps: Steps = None,
+    image2image: Annotated[bool, typer.Option("--image2image", help="They start from a picture.")] = False,
+    vram: Annotated[
+        str | None,
+        typer.Option(
+            help="Most that may be taken of the GPU, such as 8GiB. Without a GPU here: the size of one to plan for."
+        ),
+    ] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            help="Most that may be taken of the machine's memory; of a GPU's that is not here, all its host has."
+        ),
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    precision: Precision = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Show where a model's weights would lie, and the memory that pictures would take. Loads nothing, and needs no GPU."""
+    width, height = parse_size(size)
+    request = ImageRequest("a picture", width=width, height=height, aspect=aspect, steps=steps)
+    from hwaga.forecast import forecast  # brings torch
+
+    found = forecast(
+        model, request, number=number, source=image2image, device=device, dtype=dtype, precision=precision, vram=vram,
+        ram=ram,
+    )  # fmt: skip
+    if as_json:
+        print_json(found.to_json())
+        return
+    console = Console(highlight=False)
+    console.print(Text(_subject(found), "bold"))
+    console.print()
+    console.print(_parts(found))
+    console.print()
+    console.print(_phases(found.plan))
+    console.print()
+    for line in _totals(found):
+        console.print(Text(line))
+
+
+def _subject(found: Forecast) -> str:
+    picture = found.pictures[0]
+    count = "a picture" if len(found.pictures) == 1 else f"a batch of {len(found.pictures)}, each"
+    source = " from a picture" if picture.source else ""
+    device = "an NVIDIA GPU" if found.imagined else found.device
+    return (
+        f"{found.card.name} on {device}: {count} of {picture.width}x{picture.height}{source}, {found.steps} steps, "
+        f"{picture.tokens} tokens"
+    )
+
+
+def _parts(found: Forecast) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("part", "mode", "precision"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("stays", justify="right", no_wrap=True)
+    table.add_column("comes back from")
+    table.add_column("reason")
+    for part in found.plan.parts:
+        precision = found.precision if part.quantized else found.dtype
+        table.add_row(part.name, part.mode, precision, _stays(part), _source(part), Text(part.reason))
+    return table
+
+
+def _stays(part: PartPlan) -> str:
+    blocks = f"{len(part.stays)} of {part.blocks} blocks, " if part.mode == "streamed" else ""
+    return f"{blocks}{gibibytes(part.stays_bytes)}"
+
+
+def _source(part: PartPlan) -> str:
+    return {"": "–", "pinned": "locked RAM", "files": "files", "pinned and files": "locked RAM, files"}[part.source]
+
+
+def _phases(plan: Plan) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("phase", no_wrap=True)
+    key = Text("")
+    for name, character, colour in KINDS:
+        key.append(f"{character} ", colour).append(f"{name}  ", "dim")
+    table.add_column(key, no_wrap=True)
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("")
+    scale = _scale(plan)
+    for phase in plan.phases:
+        bar, filled, total = Text(), 0, 0
+        for name, character, colour in KINDS:
+            total += getattr(phase, name)
+            upto = round(BAR * total / scale)
+            bar.append(character * (upto - filled), colour)
+            filled = upto
+        bar.append("·" * (BAR - filled), "dim")
+        table.add_row(phase.name, bar, f"{phase.nbytes / 2**30:.2f}", Text(phase.reason))
+    return table
+
+
+def _scale(plan: Plan) -> int:
+    """Bytes that a whole bar stands for: the budget, where there is one to speak of."""
+    return plan.budget.device_bytes if plan.budget.device_bytes < 100 * plan.device_bytes else plan.device_bytes
+
+
+def _totals(found: Forecast) -> list[str]:
+    plan, budget = found.plan, found.plan.budget
+    lines = []
+    if budget.device != "cpu":
+        lines.append(f"VRAM: {_gib(plan.peak_vram_bytes)} at most, of {_given(budget, found.caps.vram)}")
+        locked = f", {_gib(plan.pinned_bytes)} of it locked for weights" if plan.pinned_bytes else ""
+    else:
+        locked = f", of {_gib(budget.host_base + budget.device_bytes)} that may be taken"
+    lines.append(f"RAM: {_gib(plan.peak_ram_bytes)} at most{locked}")
+    if plan.moved_bytes:
+        lines.append(f"Brought to the device for a request: {_gib(plan.moved_bytes)}")
+    if not found.present:
+        lines.append(f"The files of {found.card.name} are not on this machine: these are its published sizes.")
+    return lines
+
+
+def _given(budget: Budget, cap: int | None) -> str:
+    given = f"{_gib(budget.device_bytes)} for weights and work"
+    return given if cap is None else f"{given} ({_gib(cap)} less what CUDA and its allocator take)"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

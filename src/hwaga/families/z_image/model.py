@@ -1,0 +1,268 @@
+"""A Z-Image checkpoint: its networks, whose weights come and go, and what they are to the engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hwaga.families.family import Picture
+from hwaga.families.z_image.autoencoder import Autoencoder
+from hwaga.families.z_image.memory_use import Networks, phases
+from hwaga.families.z_image.text_encoder import Qwen3Encoder
+from hwaga.families.z_image.tokenizer import PromptTokenizer
+from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
+from hwaga.memory.plan import Demand, PartSize
+from hwaga.sampling.euler import Derivative
+from hwaga.sampling.schedule import drop_first, flow_match
+from hwaga.weights.adapters import Adapters
+from hwaga.weights.checkpoint import Blueprint
+from hwaga.weights.layouts import Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
+from hwaga.weights.lora import LoraCache, LoraTarget, lora_targets
+from hwaga.weights.quantize import Precision
+from hwaga.weights.reader import Reader
+from hwaga.weights.recent import RecentlyUsed
+from hwaga.weights.unit import Unit
+
+IN_TRANSFORMER = r"(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention|feed_forward)\.\w+"
+IN_TEXT_ENCODER = r"layers\.\d+\.(?:self_attn|mlp)\.\w+"
+"""The linear layers that may be kept in fewer bits: nearly all weights. Embedders, modulation and the final layer are few, and
+every token of every step passes through their errors."""
+
+CAPTION_BYTES = 64 * 2**20
+"""For prompts that may come again. At full size one of 120 tokens takes 0.6 MiB, and saves the text encoder's work."""
+
+OnDevice = Callable[[str, int], AbstractContextManager[None]]
+
+
+class ZImageModel:
+    """The networks of a Z-Image checkpoint; see ``families.family.Model`` for the methods."""
+
+    def __init__(
+        self,
+        tokenizer: PromptTokenizer | None,
+        text_encoder: Blueprint[Qwen3Encoder],
+        transformer: Blueprint[ZImageTransformer],
+        autoencoder: Blueprint[Autoencoder],
+        networks: Networks,
+        *,
+        shift: float,
+        weights_digest: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        precision: Precision | None,
+        lora_bytes: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.networks = networks
+        self.shift = shift
+        self.weights_digest = weights_digest
+        self.device = device
+        self.dtype = dtype
+        self.reader = Reader(device)
+        blueprints = (text_encoder, transformer, autoencoder)
+        self.reader.hold({file for blueprint in blueprints for file in blueprint.files})
+        self.on_device: OnDevice = _already_there
+        if precision is not None:
+            text_encoder.quantize(IN_TEXT_ENCODER, precision)
+            transformer.quantize(IN_TRANSFORMER, precision)
+        if text_encoder.sources["embed_tokens.weight"]:
+            text_encoder.connect("embed_tokens", self.reader)
+        layers = text_encoder.units(dtype, lambda name: ".".join(name.split(".")[:2]))
+        blocks = transformer.units(dtype, _unit_of)
+        whole = autoencoder.units(dtype)
+        config = networks.transformer
+        self.text_encoder = text_encoder.network.eval()
+        self.transformer = transformer.network.eval()
+        self.autoencoder = autoencoder.network.eval()
+        refined = [f"context_refiner.{i}" for i in range(config.refiner_layers)]
+        denoised = [f"noise_refiner.{i}" for i in range(config.refiner_layers)]
+        denoised += [f"layers.{i}" for i in range(config.layers)]
+        self.parts = {
+            "text_encoder": (Unit(self.text_encoder, [], dtype), list(layers.values())),
+            "refiner": (blocks["cap_embedder"], [blocks[name] for name in refined]),
+            "denoiser": (blocks[""], [blocks[name] for name in denoised]),
+            "vae": (whole[""], list[Unit]()),
+        }
+        self.loras = LoraCache(
+            lora_targets_of(self.text_encoder, self.transformer), device=device, dtype=dtype, limit=lora_bytes
+        )
+        self.captions: RecentlyUsed[tuple[int, ...], Tensor] = RecentlyUsed(
+            CAPTION_BYTES, lambda caption: caption.nbytes
+        )
+        self._reads = {module for module in self.text_encoder.modules() if isinstance(module, nn.Linear)}
+        lens, patch = config.axes_lens, config.patch
+        # A caption takes positions 1 to its padded length, and the image the one after.
+        captions = (lens[0] - 2) // TOKEN_MULTIPLE * TOKEN_MULTIPLE
+        self.max_tokens = min(captions, networks.text_encoder.positions)
+        self.size_multiple = patch * networks.autoencoder.scale
+        self.max_side = min(lens[1:]) * self.size_multiple
+
+    @property
+    def kept_bytes(self) -> int:
+        return self.loras.kept.nbytes + self.captions.nbytes
+
+    def new_bytes(self, loras: Sequence[tuple[Path, float]]) -> int:
+        return self.loras.new_bytes(loras)
+
+    def demand(self, pictures: Sequence[Picture], steps: int, kept: int) -> Demand:
+        sizes = []
+        for name, (rest, blocks) in self.parts.items():
+            filling = max(unit.filling_bytes for unit in (rest, *blocks))
+            sizes.append(
+                PartSize(
+                    name,
+                    rest.nbytes,
+                    tuple(block.nbytes for block in blocks),
+                    each_step=name == "denoiser",
+                    filling=filling,
+                )
+            )
+        filling = max(size.filling for size in sizes)
+        stages = phases(self.networks, pictures, steps, self.dtype.itemsize, filling)
+        # The picture on its way to the file, and the one it starts from.
+        host = sum(16 * picture.width * picture.height for picture in pictures)
+        return Demand(tuple(sizes), stages, steps, kept, host)
+
+    def bring(self, unit: Unit, memory: Tensor, progress: Callable[[int], None] | None = None) -> None:
+        unit.bring(memory, self.reader, progress)
+
+    def close(self) -> None:
+        self.forget()
+        self.reader.close()
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        assert self._tokenizer is not None, "an outline reads no prompts"
+        return self._tokenizer
+
+    def tokenize(self, prompt: str, limit: int) -> list[int]:
+        return self.tokenizer.ids_within(prompt, limit)
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(self.tokenizer.ids(prompt))
+
+    def forget(self) -> None:
+        self.loras.kept.clear()
+        self.captions.clear()
+
+    def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
+        return self.loras.adapters(loras)
+
+    def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapters | None]) -> list[Tensor]:
+        captions: dict[int, Tensor] = {}
+        unknown = []
+        for i, (ids, own) in enumerate(zip(prompts, adapters, strict=True)):
+            known = None if self._is_read_with(own) else self.captions.get(tuple(ids))
+            if known is None:
+                unknown.append(i)
+            else:
+                captions[i] = known
+        if unknown:
+            with self.on_device("text_encoder", 1):
+                read = self.text_encoder(
+                    [prompts[i] for i in unknown], [adapters[i] for i in unknown], self.device, self.dtype
+                )
+            for i, caption in zip(unknown, read, strict=True):
+                if not self._is_read_with(adapters[i]):
+                    self.captions.put(tuple(prompts[i]), caption)
+                captions[i] = caption
+        with self.on_device("refiner", 1):
+            return self.transformer.refine_captions([captions[i] for i in range(len(prompts))], adapters)
+
+    def _is_read_with(self, adapters: Adapters | None) -> bool:
+        """Whether adapters change what the text encoder makes of a prompt."""
+        return adapters is not None and not self._reads.isdisjoint(adapters.by_linear)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        scale = self.autoencoder.config.scale
+        return self.transformer.config.in_channels, height // scale, width // scale
+
+    def schedule(self, steps: int, strength: float, *, steps_scale: bool) -> Tensor:
+        if steps_scale:
+            return drop_first(flow_match(steps, self.shift), strength)
+        return flow_match(steps, self.shift, strength)
+
+    def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        return sigma * noise + (1.0 - sigma) * latents
+
+    @contextmanager
+    def denoising(
+        self,
+        conditionings: Sequence[Tensor],
+        shapes: Sequence[tuple[int, int, int]],
+        schedules: Sequence[Tensor],
+        adapters: Sequence[Adapters | None],
+    ) -> Iterator[Derivative]:
+        with self.on_device("denoiser", max(len(schedule) for schedule in schedules) - 1):
+            yield self._derivative(conditionings, shapes, schedules, adapters)
+
+    def _derivative(
+        self,
+        conditionings: Sequence[Tensor],
+        shapes: Sequence[tuple[int, int, int]],
+        schedules: Sequence[Tensor],
+        adapters: Sequence[Adapters | None],
+    ) -> Derivative:
+        # A row of the modulation for each noise level of each set of LoRAs.
+        rows: dict[tuple[Adapters | None, float], int] = {}
+        for own in dict.fromkeys(adapters):
+            sigmas = [schedule[:-1] for schedule, theirs in zip(schedules, adapters, strict=True) if theirs is own]
+            for sigma in torch.cat(sigmas).unique(sorted=True).tolist():
+                rows[own, sigma] = len(rows)
+        # Time as the reference computes it, in float32: thousandths, counted from noise to picture.
+        times = (1000 - torch.tensor([sigma for _, sigma in rows], dtype=torch.float32, device="cpu") * 1000) / 1000
+        modulation = self.transformer.modulate(times.to(self.transformer.device), [own for own, _ in rows])
+        packed: tuple[Sequence[int], Pack] | None = None
+
+        def velocity(latents: Sequence[Tensor], sigmas: Sequence[float], active: Sequence[int]) -> list[Tensor]:
+            nonlocal packed
+            captions = [conditionings[i] for i in active]
+            if packed is None or packed[0] != active:  # once, and again whenever a picture with fewer steps has left
+                sizes = [shapes[i][1:] for i in active]
+                packed = active, self.transformer.pack(sizes, [len(caption) for caption in captions])
+            own = [adapters[i] for i in active]
+            row = [rows[key] for key in zip(own, sigmas, strict=True)]
+            outputs = self.transformer(latents, captions, packed[1], modulation, row, own)
+            return [-output.float() for output in outputs]
+
+        return velocity
+
+    def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None = None) -> Tensor:
+        noise = None if posterior_noise is None else posterior_noise[None]
+        with self.on_device("vae", 1):
+            return self.autoencoder.encode(pixels[None], noise, tile)[0]
+
+    def decode_latents(self, latents: Tensor, tile: int | None = None) -> Tensor:
+        with self.on_device("vae", 1):
+            return self.autoencoder.decode(latents[None], tile)[0]
+
+
+def _unit_of(name: str) -> str:
+    """The unit of a transformer's weight. What time makes of the modulation is computed for all steps at once, so that its
+    weights are not the blocks'.
+    """
+    block = re.match(r"(?:noise_refiner|context_refiner|layers)\.\d+", name)
+    if block is not None:
+        return "" if ".adaLN_modulation." in name else block[0]
+    return "cap_embedder" if name.startswith("cap_") else ""
+
+
+def _already_there(_part: str, _passes: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def lora_targets_of(text_encoder: Qwen3Encoder, transformer: ZImageTransformer) -> dict[str, LoraTarget]:
+    """Where LoRAs may go, by the names that they use."""
+    last = text_encoder.config.layers - 1
+    return lora_targets(
+        [
+            (transformer, (z_image_transformer(transformer.config.patch), Z_IMAGE_ORIGINAL)),
+            (text_encoder, (qwen3_encoder(text_encoder.config.layers),)),
+        ],
+        unused={f"layers_{last}_self_attn_": "layers_0_self_attn_", f"layers_{last}_mlp_": "layers_0_mlp_"},
+    )

@@ -1,0 +1,254 @@
+"""What would be opened, where, and how it would use memory: plans without an engine, and without weights.
+
+The sizes come from the headers of a model's files, or from its family where the files are not on this machine. The device is
+one of this machine, or an NVIDIA GPU that is only thought of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from hwaga.cards import ModelCard, find_card
+from hwaga.errors import DeviceError, DoesNotFitError
+from hwaga.families import find_family
+from hwaga.families.family import Model, Picture
+from hwaga.memory.budget import budget, cap_for, host_memory, process_memory, rounded
+from hwaga.memory.device import device_memory, find_device
+from hwaga.memory.plan import Budget, Plan, plan
+from hwaga.placement import Caps
+from hwaga.request import ImageRequest
+from hwaga.resolve import size_of, steps_of
+from hwaga.settings import Settings, bytes_of
+from hwaga.weights.verified import Verified
+
+FULL = "full"
+AUTO = "auto"
+
+IMAGINED = "cuda"
+"""The kind of GPU that is thought of."""
+
+INSTEAD = {
+    "cpu": "Close what else uses memory, or keep weights in fewer bits with --precision int8.",
+    "mps": "Close what else uses memory, keep weights in fewer bits with --precision int8, or use the CPU.",
+    "cuda": "Give more memory with --vram, keep weights in fewer bits with --precision int8, or use the CPU.",
+}
+"""What to do where not even one small picture fits, by kind of device."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan, and what it is for.
+
+    Attributes:
+        device: as torch names it; "cuda" for a GPU that is thought of.
+        imagined: that GPU is thought of.
+        dtype: number format of the networks.
+        precision: how the large weights are kept.
+        present: the sizes were read from the model's files, and are not those that its family has published.
+        pictures, steps: of the batch.
+    """
+
+    card: ModelCard
+    device: str
+    imagined: bool
+    dtype: str
+    precision: str
+    present: bool
+    pictures: tuple[Picture, ...]
+    steps: int
+    caps: Caps
+    plan: Plan
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        return {
+            "model": self.card.name,
+            "device": self.device,
+            "imagined": self.imagined,
+            "dtype": self.dtype,
+            "precision": self.precision,
+            "present": self.present,
+            "pictures": [asdict(picture) for picture in self.pictures],
+            "steps": self.steps,
+            "vram_cap_bytes": self.caps.vram,
+            "ram_cap_bytes": self.caps.ram,
+            **self.plan.to_json(),
+        }
+
+
+def forecast(
+    model: str | Path | ModelCard | None = None,
+    request: ImageRequest | None = None,
+    *,
+    number: int = 1,
+    source: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    precision: str | None = None,
+    vram: int | str | None = None,
+    ram: int | str | None = None,
+    settings: Settings | None = None,
+) -> Forecast:
+    """The plan that an engine would make, from the same arguments as those of ``Engine.open``.
+
+    Args:
+        request: its size and steps count; the model's defaults where left out. Its prompt is taken to be as long as is usual.
+        number: so many pictures of that size, in one batch.
+        source: they start from a picture.
+        vram: where this machine has no GPU and no device is asked for, the size of an NVIDIA GPU to plan for. ``ram`` is then
+            the whole memory of its host.
+
+    Raises:
+        DoesNotFitError: there is no plan. What would fit is in its message.
+        ModelError: the model is unknown or damaged.
+        DeviceError: this machine has no such device, or the model does not run in that format.
+        RequestError: the model does not take the size or the steps.
+    """
+    settings = settings or Settings.read()
+    caps = Caps(bytes_of("vram", vram or settings.vram), bytes_of("ram", ram or settings.ram))
+    if vram and device is None and find_device(None).type == "cpu":
+        card, place = _card(model or settings.model, settings), None
+        chosen = find_dtype(dtype or settings.dtype, find_family(card.family).dtypes, IMAGINED)
+    else:
+        card, place, chosen = choose(
+            model or settings.model, device or settings.device, dtype or settings.dtype, settings
+        )
+    with ExitStack() as opened:
+
+        @cache
+        def model_kept(way: str) -> Model:
+            return opened.enter_context(closing(_headers(card, chosen, way)))
+
+        def planned(way: str, wanted: Sequence[Picture], count: int) -> Plan | None:
+            try:
+                return plan(model_kept(way).demand(wanted, count, 0), there)
+            except DoesNotFitError:
+                return None
+
+        ways = precisions(card, precision or settings.precision)
+        first = model_kept(ways[0])
+        there = _there(place, caps)
+        size, steps = card.default_size, card.steps
+        if request is not None:
+            size, steps = size_of(request, card, first), steps_of(request, card)
+        pictures = (Picture(*size, card.limits.tokens, source),) * number
+        usual = default_picture(card)
+        way = next((way for way in ways if planned(way, [usual], card.steps)), ways[-1])
+        try:
+            made = plan(model_kept(way).demand(pictures, steps, 0), there)
+        except DoesNotFitError as error:
+            smaller = what_would_fit(card, pictures, lambda fewer: planned(way, fewer, steps) is not None)
+            others = (other for other in find_family(card.family).precisions if other != way)
+            fewer_bits = next((f"With --precision {other} this would fit." for other in others
+                               if planned(other, pictures, steps)), None)  # fmt: skip
+            advice = [text for text in (smaller, fewer_bits) if text is not None]
+            if place is None:
+                advice.append(f"A GPU of {cap_for(error.needed) / 2**30:.2f} GiB would do.")
+            elif not advice:
+                advice.append(INSTEAD[place.type])
+            raise DoesNotFitError(" ".join([str(error), *advice]), needed=error.needed) from None
+    return Forecast(
+        card=card,
+        device=str(place or IMAGINED),
+        imagined=place is None,
+        dtype=str(chosen).removeprefix("torch."),
+        precision=way,
+        present=_is_whole(card),
+        pictures=pictures,
+        steps=steps,
+        caps=caps,
+        plan=made,
+    )
+
+
+def what_would_fit(
+    card: ModelCard, pictures: Sequence[Picture], fits: Callable[[Sequence[Picture]], bool]
+) -> str | None:
+    """What could be asked for instead of a batch that does not fit, for messages; None where nothing smaller would fit."""
+    for fewer in range(len(pictures) - 1, 0, -1):
+        if fits(pictures[:fewer]):
+            return f"{fewer} of these pictures at a time would fit."
+    sizes = sorted(card.aspects.items(), key=lambda each: each[1][0] * each[1][1], reverse=True)
+    for name, (width, height) in sizes:
+        smaller = Picture(width, height, pictures[0].tokens, pictures[0].source)
+        if width * height < pictures[0].width * pictures[0].height and fits([smaller]):
+            return f"One picture of {width}x{height} ({name}) would fit."
+    return None
+
+
+def choose(
+    model: str | Path | ModelCard, device: str | None, dtype: str | None, settings: Settings
+) -> tuple[ModelCard, torch.device, torch.dtype]:
+    """What ``Engine.open`` would open, and where; nothing is loaded. See there for the arguments and errors."""
+    card = _card(model, settings)
+    chosen = find_device(device)
+    return card, chosen, find_dtype(dtype, find_family(card.family).dtypes, chosen.type)
+
+
+def precisions(card: ModelCard, precision: str) -> tuple[str, ...]:
+    """The ways to keep weights that ``Engine.open`` tries, in order.
+
+    Raises:
+        DeviceError: no such precision.
+    """
+    family = find_family(card.family)
+    offered = (AUTO, FULL, *family.precisions)
+    if precision not in offered:
+        raise DeviceError(f"The precision must be one of {', '.join(offered)}, not {precision!r}.")
+    return (FULL, *family.sound_precisions) if precision == AUTO else (precision,)
+
+
+def default_picture(card: ModelCard) -> Picture:
+    """What a model is planned for before there is a request: the default size, from as long a prompt as is usual."""
+    width, height = card.default_size
+    return Picture(width, height, card.limits.tokens)
+
+
+def find_dtype(name: str | None, offered: Sequence[str], device: str) -> torch.dtype:
+    """A number format by name, or what suits a device.
+
+    Raises:
+        DeviceError: the model does not run in it.
+    """
+    if name is None:
+        name = "float32" if device == "cpu" else "bfloat16"
+    name = {"fp32": "float32", "bf16": "bfloat16"}.get(name, name)
+    if name not in offered:
+        raise DeviceError(f"The number format must be one of {', '.join(offered)}, not {name!r}.")
+    return cast(torch.dtype, getattr(torch, name))
+
+
+def _card(model: str | Path | ModelCard, settings: Settings) -> ModelCard:
+    return model if isinstance(model, ModelCard) else find_card(model, settings.models)
+
+
+def _is_whole(card: ModelCard) -> bool:
+    """Whether all of a model's files are on this machine, as far as is known without reading them."""
+    marker = Verified.read(card.folder) if card.present else None
+    return card.present and (marker is None or not marker.missing)
+
+
+def _headers(card: ModelCard, dtype: torch.dtype, way: str) -> Model:
+    """A model that can say what it would ask of memory."""
+    family, precision = find_family(card.family), None if way == FULL else way
+    if not _is_whole(card):
+        return family.outline(dtype=dtype, precision=precision)
+    return family.open(
+        card.folder, files=card.files, device=torch.device("cpu"), dtype=dtype, lora_bytes=0, precision=precision
+    )
+
+
+def _there(place: torch.device | None, caps: Caps) -> Budget:
+    """What an engine could take, on a device or on one that is thought of."""
+    if place is None:
+        host = host_memory() if caps.ram is None else None
+        return rounded(budget(IMAGINED, None, host, None, vram=caps.vram, ram=caps.ram))
+    memory = device_memory(place)
+    return rounded(budget(place.type, memory, host_memory(), process_memory(), vram=caps.vram, ram=caps.ram))

@@ -1,0 +1,77 @@
+"""The devices of this machine, and what memory they have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hwaga.errors import DeviceError
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes of a GPU.
+
+    Attributes:
+        total: of the device.
+        free: taken by no process.
+        reserved: taken by this process's allocator.
+        allocated: of those, in use.
+    """
+
+    total: int
+    free: int
+    reserved: int
+    allocated: int
+
+
+def find_device(name: str | None) -> torch.device:
+    """A device by name, or the fastest present.
+
+    Raises:
+        DeviceError: no such device on this machine; the ones there are listed.
+    """
+    present = ["cpu"]
+    if torch.backends.mps.is_available():
+        present.insert(0, "mps")
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    present = cuda + present
+    if name is None:
+        return torch.device(present[0])
+    if name == "cuda" and cuda:
+        return torch.device(cuda[0])
+    if name not in present:
+        raise DeviceError(f"There is no device {name!r} here. There is {', '.join(present)}.")
+    return torch.device(name)
+
+
+def device_memory(device: torch.device) -> DeviceMemory | None:
+    """What a GPU has; None for the CPU, whose memory is the host's."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return DeviceMemory(total, free, torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device))
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        taken, used = torch.mps.driver_allocated_memory(), torch.mps.current_allocated_memory()
+        return DeviceMemory(total, max(total - taken, 0), taken, used)
+    return None
+
+
+def peak_allocated(device: torch.device) -> int | None:
+    """The most that this process's tensors took of a GPU since ``reset_peak``; None where that is not counted."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def reset_peak(device: torch.device) -> None:
+    """Counts the peak anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def give_back(device: torch.device) -> None:
+    """Returns what the allocator holds and nobody uses."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,228 @@
+"""A model on a device, planned: its weights lie where each request's plan wants them, and a request that runs out of memory
+all the same is planned once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from hwaga.errors import DeviceMemoryError, DoesNotFitError
+from hwaga.families.family import Model, Picture, Progress
+from hwaga.memory.budget import STEP, budget, host_memory, process_memory, rounded
+from hwaga.memory.device import device_memory, give_back
+from hwaga.memory.plan import Budget, Plan, plan
+from hwaga.memory.residency import Residency
+from hwaga.memory.trim import trim_host_memory
+
+Made = TypeVar("Made")
+
+
+LESS = 512 * 2**20
+"""What a second plan does without, where the first one ran out of memory that was said to be there."""
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What a process may take of a GPU and of the host, in bytes; None for what there is."""
+
+    vram: int | None = None
+    ram: int | None = None
+
+
+class Attempt:
+    """Runs the pieces of a request's work with its own plan in force, whichever request ran before.
+
+    Where a piece runs out of memory in spite of the plan, because another program took some since, whatever can leave the
+    device does, and the piece is run again. That happens once in a request.
+
+    Attributes:
+        plan: where weights lie meanwhile.
+    """
+
+    def __init__(self, placement: Placement, pictures: Sequence[Picture], steps: int, made: Plan) -> None:
+        self.plan = made
+        self._placement, self._pictures, self._steps = placement, pictures, steps
+        self._recovered = False
+
+    def __call__(self, call: Callable[[], Made], /) -> Made:
+        """What a piece of work returns.
+
+        Raises:
+            DeviceMemoryError: memory ran out again.
+        """
+        while True:
+            try:
+                self._placement.enforce(self.plan)
+                return call()
+            except torch.OutOfMemoryError:
+                pass  # outside of the handler, since the error's frames hold on to what was computed
+            self.recover()
+
+    def recover(self) -> None:
+        """Makes room after the device ran out of memory. Raises DeviceMemoryError the second time."""
+        self.plan = self._placement.recover(self._pictures, self._steps, None if self._recovered else self.plan)
+        self._recovered = True
+
+    def tile(self, phase: str) -> int | None:
+        """Side of the pieces that a phase works in, in pixels; None for all at once."""
+        return self.plan.tile(phase)
+
+
+class Placement:
+    """Where a model's weights are.
+
+    Attributes:
+        plan: the one in force.
+    """
+
+    def __init__(self, model: Model, device: torch.device, caps: Caps) -> None:
+        self.model = model
+        self.device = device
+        self.caps = caps
+        self.residency = Residency(model.parts, model.bring, device)
+        model.on_device = self.residency.on_device
+        self.plan: Plan | None = None
+        self._closed = False
+
+    def fit(self, pictures: Sequence[Picture], steps: int, extra: int = 0, progress: Progress | None = None) -> Attempt:
+        """Makes a plan for some pictures, and brings weights to where it wants them.
+
+        Args:
+            steps: most of a picture.
+            extra: bytes of the device that will be kept besides what is kept now.
+            progress: told of weights that are read from files.
+
+        Returns:
+            What the request's work is to be run with.
+
+        Raises:
+            DoesNotFitError: there is no such plan.
+            DeviceMemoryError: memory ran out in spite of it, twice.
+            CheckpointError: a weight cannot be read.
+        """
+        try:
+            made = self._made(pictures, steps, extra, self.budget())
+        except DoesNotFitError:
+            self.model.forget()  # LoRAs of other requests
+            made = self._made(pictures, steps, extra, self.budget())
+        attempt = Attempt(self, pictures, steps, made)
+        try:
+            self._apply(made, progress)
+        except torch.OutOfMemoryError:
+            pass
+        else:
+            return attempt
+        attempt.recover()
+        return attempt
+
+    def enforce(self, made: Plan) -> None:
+        """Sends away what a plan has no room for. What is missing comes when it is used."""
+        if made is not self.plan and not self._closed:
+            self.plan = made
+            self.residency.shrink(made)
+
+    def would_fit(self, pictures: Sequence[Picture], steps: int) -> bool:
+        """Whether there is a plan for some pictures, with no LoRAs but theirs."""
+        try:
+            plan(self.model.demand(pictures, steps, 0), self.budget())
+        except DoesNotFitError:
+            return False
+        return True
+
+    def at_once(self, pictures: Sequence[Picture], steps: int) -> int:
+        """How many of the first of some pictures are better made together than one by one; at least 1. A batch for which
+        weights have to make room, and come back at each step, costs more time than it saves.
+        """
+        alone = self._moved(pictures[:1], steps)
+        for count in range(len(pictures), 1, -1):
+            together = self._moved(pictures[:count], steps)
+            if alone is not None and together is not None and together <= count * alone:
+                return count
+        return 1
+
+    def _moved(self, pictures: Sequence[Picture], steps: int) -> int | None:
+        """Bytes of weights that a plan for some pictures brings to the device; None where there is no plan."""
+        try:
+            return plan(self.model.demand(pictures, steps, 0), self.budget()).moved_bytes
+        except DoesNotFitError:
+            return None
+
+    def recover(self, pictures: Sequence[Picture], steps: int, failed: Plan | None) -> Plan:
+        """After the device ran out of memory: lets go of what is kept, and plans with less than was thought to be there.
+
+        Args:
+            failed: the plan that memory ran out with; None where there was a second one already.
+
+        Raises:
+            DeviceMemoryError: there is no such plan, or memory runs out once more.
+        """
+        self.model.forget()
+        give_back(self.device)
+        if failed is not None and not self._closed:
+            found = self.budget()
+            found = replace(found, device_bytes=min(found.device_bytes, failed.device_bytes - LESS))
+            try:
+                made = self._made(pictures, steps, 0, found)
+                self._apply(made, None)
+            except (DoesNotFitError, torch.OutOfMemoryError):
+                pass
+            else:
+                give_back(self.device)
+                return made
+        memory = device_memory(self.device)
+        free = "" if memory is None else f": {memory.free / 2**30:.1f} of {memory.total / 2**30:.1f} GiB are free now"
+        raise DeviceMemoryError(
+            f"{self.device} ran out of memory{free}. Close what else uses it, make the picture smaller or fewer at a time, "
+            "or use the CPU."
+        )
+
+    def budget(self) -> Budget:
+        """What may be taken now, what is taken already included."""
+        found = budget(
+            self.device.type,
+            device_memory(self.device),
+            host_memory(),
+            process_memory(),
+            held=self.residency.device_bytes + self.model.kept_bytes,
+            pinned=self.residency.pinned_bytes,
+            vram=self.caps.vram,
+            ram=self.caps.ram,
+        )
+        return rounded(found)
+
+    def close(self) -> None:
+        """Lets go of all weights."""
+        self._closed = True
+        self.residency.close()
+        self.model.close()
+        give_back(self.device)
+        trim_host_memory()
+
+    def _made(self, pictures: Sequence[Picture], steps: int, extra: int, found: Budget) -> Plan:
+        kept = -(-(self.model.kept_bytes + extra) // STEP) * STEP
+        return plan(self.model.demand(pictures, steps, kept), found)
+
+    def _apply(self, made: Plan, progress: Progress | None) -> None:
+        told = None if progress is None else _counted(self.model, made, progress)
+        self.plan = made
+        self.residency.apply(made, told)
+
+
+def _counted(model: Model, made: Plan, progress: Progress) -> Callable[[int], None]:
+    """Sums up what is read of all that a first plan reads."""
+    loaded, total = 0, 0
+    for part in made.parts:
+        rest, blocks = model.parts[part.name]
+        total += sum(blocks[i].stored_bytes for i in {*part.stays, *part.pinned})
+        total += rest.stored_bytes if part.mode != "turn" or part.rest_pinned else 0
+
+    def told(nbytes: int) -> None:
+        nonlocal loaded
+        loaded += nbytes
+        progress(loaded, total)
+
+    return told

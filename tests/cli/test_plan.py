@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from command import Command
+
+TURBO = ("plan", "--model", "z-image-turbo")
+GIB = 2**30
+
+
+def test_a_table_and_a_bar_for_each_phase(hwaga: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    outcome = hwaga(*TURBO, "--vram", "8GiB", "--ram", "16GiB")
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert "1024x1024" in lines[0]
+    modes = {line.split()[0]: line.split()[1] for line in lines if line.startswith(("text_enc", "denoiser", "vae"))}
+    assert modes == {"text_encoder": "streamed", "denoiser": "streamed", "vae": "resident"}
+    bars = {line.split()[0]: line for line in lines if "█" in line and "weights" not in line}
+    assert list(bars) == ["load", "text", "caption", "denoise", "decode"]
+    assert "▓" in bars["denoise"]
+    assert "▓" not in bars["decode"]
+    assert "published sizes" in outcome.out
+
+
+def test_as_json(hwaga: Command) -> None:
+    made = json.loads(hwaga(*TURBO, "--vram", "8GiB", "--ram", "16GiB", "--size", "1024x768", "-n", 2, "--json").out)
+    assert made["peak_vram_bytes"] == max(phase["peak_vram_bytes"] for phase in made["phases"])
+    assert made["peak_ram_bytes"] == max(phase["peak_ram_bytes"] for phase in made["phases"])
+    assert made["peak_vram_bytes"] <= made["budget"]["device_bytes"] < 8 * GIB
+    assert made["moved_bytes"] == sum(part["moved_bytes"] for part in made["parts"])
+    assert made["precision"] == "full"
+    assert [(each["width"], each["height"]) for each in made["pictures"]] == [(1024, 768)] * 2
+    assert all(part["reason"] for part in made["parts"])
+    for phase in made["phases"]:
+        assert phase["peak_vram_bytes"] == phase["weights"] + phase["brought"] + phase["work"] + phase["kept"]
+
+
+def test_from_a_picture_there_is_one_more_phase(hwaga: Command) -> None:
+    made = json.loads(hwaga("plan", "--image2image", "--json").out)
+    assert "source" in [phase["name"] for phase in made["phases"]]
+
+
+def test_the_default_model_on_this_machine(hwaga: Command) -> None:
+    made = json.loads(hwaga("plan", "--device", "cpu", "--json").out)
+    assert (made["model"], made["device"], made["present"], made["imagined"]) == ("mini", "cpu", True, False)
+    assert made["peak_vram_bytes"] == 0
+    assert made["peak_ram_bytes"] > 100 * 2**20
+
+
+def test_what_cannot_fit(hwaga: Command) -> None:
+    said = hwaga.refused(*TURBO, "--vram", "3GiB", "--ram", "16GiB", "--size", "1536x1536")
+    assert "This needs" in said
+    assert "would fit" in said
+
+
+@pytest.mark.parametrize("options", [("--vram", "much"), ("--size", "12"), ("--precision", "none")])
+def test_what_is_not_understood(hwaga: Command, options: tuple[str, ...]) -> None:
+    hwaga.refused(*TURBO, *options)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hwaga.cards import find_card
+from hwaga.engine import Engine
+from hwaga.errors import CheckpointError, DeviceError, DoesNotFitError, RequestError, SettingsError, SizeError
+from hwaga.forecast import forecast
+from hwaga.request import ImageRequest
+from hwaga.settings import Settings
+
+GIB = 2**30
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=str(tmp_path))
+
+
+def test_it_says_what_an_engine_plans(settings: Settings) -> None:
+    said = forecast("mini", device="cpu", settings=settings)
+    with Engine.open("mini", device="cpu", settings=settings) as engine:
+        assert engine.plan is not None
+        assert (said.plan.parts, said.plan.phases) == (engine.plan.parts, engine.plan.phases)
+        assert (said.precision, said.dtype, said.present) == (engine.precision, "float32", True)
+
+
+def test_an_absent_model_has_its_published_sizes(settings: Settings) -> None:
+    said = forecast("z-image-turbo", vram="22.5 GiB", ram="16 GiB", settings=settings)
+    weights = sum(part.stays_bytes for part in said.plan.parts)
+    parameters = sum(part.parameters for part in said.card.parts.values())
+    embedding = 151936 * 2560  # whose rows are read when they are asked for
+    assert weights / 2 == pytest.approx(parameters - embedding, rel=0.001)
+    assert not said.present
+    assert said.imagined
+
+
+def test_quantized_parts_are_told(settings: Settings) -> None:
+    said = forecast("z-image-turbo", vram="12 GiB", ram="16 GiB", precision="int8", settings=settings)
+    assert {part.name: part.quantized for part in said.plan.parts} == {
+        "text_encoder": True, "refiner": True, "denoiser": True, "vae": False,
+    }  # fmt: skip
+
+
+def needed_card(error: DoesNotFitError) -> str:
+    found = re.search(r"A GPU of ([\d.]+) GiB would do", str(error))
+    assert found is not None, error
+    return found[1]
+
+
+def test_what_does_not_fit_is_refused_with_what_would(settings: Settings) -> None:
+    request = ImageRequest("a fox", width=1536, height=1536)
+    with pytest.raises(DoesNotFitError, match=r"One picture of (\d+)x(\d+) \(.*\) would fit\.") as error:
+        forecast("z-image-turbo", request, vram="3 GiB", ram="16 GiB", settings=settings)
+    named = re.search(r"One picture of (\d+)x(\d+)", str(error.value))
+    assert named is not None
+    smaller = ImageRequest("a fox", width=int(named[1]), height=int(named[2]))
+    forecast("z-image-turbo", smaller, vram="3 GiB", ram="16 GiB", settings=settings)
+    enough = needed_card(error.value)
+    forecast("z-image-turbo", request, vram=f"{enough} GiB", ram="16 GiB", settings=settings)
+    less = f"{float(enough) - 0.08:.2f} GiB"
+    with pytest.raises(DoesNotFitError):
+        forecast("z-image-turbo", request, vram=less, ram="16 GiB", settings=settings)
+
+
+def test_fewer_pictures_are_offered_first(settings: Settings) -> None:
+    with pytest.raises(DoesNotFitError, match=r"(\d+) of these pictures at a time would fit") as error:
+        forecast("z-image-turbo", number=9, vram="6 GiB", ram="16 GiB", settings=settings)
+    count = int(str(error.value).split(" of these")[0].split()[-1])
+    forecast("z-image-turbo", number=count, vram="6 GiB", ram="16 GiB", settings=settings)
+    with pytest.raises(DoesNotFitError):
+        forecast("z-image-turbo", number=count + 1, vram="6 GiB", ram="16 GiB", settings=settings)
+
+
+def test_a_precision_that_would_fit_is_offered(settings: Settings) -> None:
+    with pytest.raises(DoesNotFitError, match="With --precision int8 this would fit"):
+        forecast("z-image-turbo", vram="2.5 GiB", ram="16 GiB", precision="full", settings=settings)
+    # By itself, it takes the first one that the default picture fits in.
+    assert forecast("z-image-turbo", vram="2.5 GiB", ram="16 GiB", settings=settings).precision == "int8"
+
+
+def test_without_memory_for_anything_the_card_that_would_do_is_named(settings: Settings) -> None:
+    with pytest.raises(DoesNotFitError) as error:
+        forecast("z-image-turbo", vram="1 GiB", ram="16 GiB", settings=settings)
+    forecast("z-image-turbo", vram=f"{needed_card(error.value)} GiB", ram="16 GiB", settings=settings)
+
+
+def test_a_device_that_is_asked_for_is_planned_for(settings: Settings) -> None:
+    said = forecast("mini", device="cpu", vram="8 GiB", settings=settings)
+    assert (said.device, said.imagined, said.plan.peak_vram_bytes) == ("cpu", False, 0)
+
+
+def test_a_cap_of_the_settings_makes_no_gpu(settings: Settings) -> None:
+    assert forecast("mini", settings=replace(settings, vram="8 GiB", device="cpu")).device == "cpu"
+
+
+def test_locked_memory_keeps_to_the_hosts(settings: Settings) -> None:
+    said = forecast("z-image-turbo", vram="6 GiB", ram="6 GiB", settings=settings)
+    assert 0 < said.plan.pinned_bytes <= said.plan.budget.pinned_bytes < 3 * GIB
+    assert said.plan.peak_ram_bytes < 6 * GIB
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"precision": "int3"}, DeviceError),
+        ({"dtype": "float16"}, DeviceError),
+        ({"device": "cuda:77"}, DeviceError),
+        ({"vram": "lots"}, SettingsError),
+        ({"request": ImageRequest("a fox", aspect="7:1")}, SizeError),
+        ({"request": ImageRequest("a fox", width=1000, height=1000)}, SizeError),
+        ({"request": ImageRequest("a fox", steps=9999)}, RequestError),
+    ],
+)
+def test_what_no_engine_takes_is_refused(
+    options: dict[str, object], error: type[Exception], settings: Settings
+) -> None:
+    with pytest.raises(error):
+        forecast("z-image-turbo", settings=settings, **options)  # type: ignore[arg-type]
+
+
+def test_a_damaged_model_is_refused(settings: Settings, tmp_path: Path) -> None:
+    card = find_card("z-image-turbo", settings.models)
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    with pytest.raises(CheckpointError):
+        forecast(replace(card, folder=folder), settings=settings)
