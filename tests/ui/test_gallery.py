@@ -172,11 +172,8 @@ def test_the_plan_of_memory_is_drawn(server: Server, visit: Visit) -> None:
     rows = page.locator(".plan li")
     expect(rows).to_have_count(len(plan["phases"]))
     for place, phase in enumerate(plan["phases"]):
-        parts = (
-            rows.nth(place)
-            .locator(".bar i")
-            .evaluate_all("parts => parts.map((part) => part.getBoundingClientRect().width)")
-        )
+        bars = rows.nth(place).locator(".bar i")
+        parts = bars.evaluate_all("parts => parts.map((part) => part.getBoundingClientRect().width)")
         sizes = [phase[part] for part in ("weights", "brought", "work", "kept")]
         expected = [size / sum(sizes) for size in sizes]
         assert [width / sum(parts) for width in parts] == pytest.approx(expected, abs=0.02)
