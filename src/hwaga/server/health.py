@@ -68,7 +68,7 @@ class Metrics:
             gauge.clear()  # a worker that is gone holds nothing
         processes = {"front": os.getpid()} | {f"worker {place}": pid for place, (pid, _) in workers.items()}
         for name, pid in processes.items():
-            found = _kilobyte_lines(pid)
+            found = kilobyte_lines(pid)
             for kind, line in (("rss_anon", "RssAnon"), ("swap", "VmSwap")):
                 if line in found:
                     self.memory[kind].labels(name).set(found[line])
@@ -117,7 +117,7 @@ async def figures(request: Request, front: TheFront, _: Owner) -> Response:
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _kilobyte_lines(pid: int) -> dict[str, int]:
+def kilobyte_lines(pid: int) -> dict[str, int]:
     """What the kernel says of a process in kilobytes, in bytes; nothing where it has ended, or where this is not Linux."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()

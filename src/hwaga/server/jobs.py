@@ -140,6 +140,9 @@ class JobStore(Protocol):
     def picture(self, image: str) -> tuple[str, bytes]:
         """A finished picture's job, and the bytes of its PNG. UnknownJobError if it is not there any more."""
 
+    def remove_picture(self, image: str) -> None:
+        """Removes a finished picture for good; with the last one its job, and what that started from. UnknownJobError."""
+
     def expire(self, max_age: float, max_bytes: int) -> int:
         """Removes ended jobs with their pictures, oldest first: those older than ``max_age`` seconds, and as many as it takes
         for all pictures to fit into ``max_bytes``. Returns how many.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -35,6 +36,12 @@ BODY_SECONDS = 300.0
 
 OPEN = ("/health/live", "/health/ready", "/openapi.json")
 """What is answered without an API key."""
+
+QUICK = ("/v1/prompts/compose",)
+"""What is no work, though it is sent by POST, and asked for while somebody types."""
+
+PAGE = re.compile(r"/(ui/.*)?")
+"""Paths of the page's files, which hold no secret: the page itself asks for the key. A link on another site may lead to it."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,14 @@ class Gate:
         headers = Headers(scope=scope)
         limit = MAX_UPLOAD if scope["path"] in self._uploads else MAX_BODY
         try:
-            self._check_origin(headers)
-            owner = "" if scope["path"] in OPEN else await self._owner(headers)
+            page = scope["method"] in ("GET", "HEAD") and PAGE.fullmatch(scope["path"]) is not None
+            self._check_origin(headers, followed=page and headers.get("sec-fetch-mode") == "navigate")
+            owner = "" if page or scope["path"] in OPEN else await self._owner(headers)
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:20]) > limit:
                 raise _too_large(limit)
-            if self._rate is not None and scope["method"] == "POST" and (wait := self._rate.take(owner)):
+            work = scope["method"] == "POST" and scope["path"] not in QUICK
+            if self._rate is not None and work and (wait := self._rate.take(owner)):
                 raise HTTPException(
                     429,
                     f"This key may ask for work {self._access.per_minute:g} times a minute. Try again in {math.ceil(wait)} s.",
@@ -104,7 +113,7 @@ class Gate:
 
         await self.app(scope, counted, send)
 
-    def _check_origin(self, headers: Headers) -> None:
+    def _check_origin(self, headers: Headers, *, followed: bool) -> None:
         host = headers.get("host", "")
         try:
             name = urlsplit(f"//{host}").hostname
@@ -112,7 +121,7 @@ class Gate:
             name = None
         if name not in self._hosts:
             raise HTTPException(403, f"This server does not answer to the name {name!r}. Start it with --allow-host.")
-        if headers.get("sec-fetch-site") == "cross-site":
+        if headers.get("sec-fetch-site") == "cross-site" and not followed:
             raise HTTPException(403, "Pages of other sites may not use this server.")
         if "origin" in headers and headers["origin"].partition("://")[2].lower() != host.lower():
             raise HTTPException(403, "Pages of another origin may not use this server.")

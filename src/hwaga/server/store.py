@@ -276,6 +276,19 @@ class SqliteStore:
                 raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
             return row["job"], self._path("results", row["id"]).read_bytes()
 
+    def remove_picture(self, image: str) -> None:
+        with self._transaction() as db:
+            row = db.execute("SELECT job FROM pictures WHERE id = ? AND role = 'results'", (image,)).fetchone()
+            if row is None:
+                raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
+            files = [self._path("results", image)]
+            db.execute("DELETE FROM pictures WHERE id = ?", (image,))
+            rest = db.execute("SELECT role, id FROM pictures WHERE job = ?", (row["job"],)).fetchall()
+            if all(picture["role"] == "sources" for picture in rest):
+                files += [self._path(picture["role"], picture["id"]) for picture in rest]
+                db.execute("DELETE FROM jobs WHERE id = ?", (row["job"],))
+        _unlink(files)
+
     def expire(self, max_age: float, max_bytes: int) -> int:
         with self._transaction() as db:
             oldest = self._wall() - max_age
@@ -291,9 +304,7 @@ class SqliteStore:
                     files += [self._path(picture["role"], picture["id"]) for picture in pictures]
                     db.execute("DELETE FROM jobs WHERE id = ?", (row["id"],))
                     total, removed = total - row["bytes"], removed + 1
-        for path in files:
-            with contextlib.suppress(OSError):  # what stays has no row now, and goes at the next start
-                path.unlink()
+        _unlink(files)
         return removed
 
     def add_key(self, name: str) -> tuple[ApiKey, str]:
@@ -432,6 +443,12 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return secrets.token_hex(16)
+
+
+def _unlink(files: list[Path]) -> None:
+    for path in files:
+        with contextlib.suppress(OSError):  # what stays has no row now, and goes at the next start
+            path.unlink()
 
 
 def _digest(secret: str) -> bytes:

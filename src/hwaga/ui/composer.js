@@ -1,0 +1,254 @@
+// The form: what is wanted, what the model will read, and sending it. What was typed is kept across reloads.
+
+import * as api from "/ui/api.js";
+import { Choices } from "/ui/choices.js";
+import { announce, complain, debounced, find, h } from "/ui/elements.js";
+import { requestOf } from "/ui/picture_settings.js";
+import { explained } from "/ui/refusals.js";
+import { StartPicture } from "/ui/start_picture.js";
+import { changes as words, t } from "/ui/words.js";
+
+const DRAFT = "hwaga.draft";
+const MAX_SEED = 2 ** 32 - 1;
+const MAX_NUMBER = 10;
+
+export class Composer {
+  #reading = null; // the AbortController of the latest look at what the model reads
+  #pending = null; // {form, key}: one idempotency key for a form until it is accepted, so that a second try makes no second job
+  #composed = null;
+
+  constructor(jobs, offer) {
+    this.jobs = jobs;
+    this.offer = offer;
+    this.form = find("composer");
+    this.prompt = find("prompt");
+    const changed = () => this.#changed();
+    this.choices = new Choices(offer, { changed });
+    this.start = new StartPicture({ changed, restore: (settings) => this.fill(settings.request) });
+    this.look = debounced(350, () => this.#read());
+    this.save = debounced(300, () => this.#save());
+    this.form.addEventListener("input", changed);
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#submit();
+    });
+    this.form.addEventListener("keydown", (event) => {
+      // Enter that ends a syllable of Korean is not one that sends.
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.isComposing) {
+        event.preventDefault();
+        this.#submit();
+      }
+    });
+    if (/Mac|iP/.test(navigator.platform)) this.form.querySelector("kbd").textContent = "⌘ ↵";
+    find("fewer").addEventListener("click", () => this.#count(-1));
+    find("more").addEventListener("click", () => this.#count(1));
+    words.addEventListener("language", () => this.#render());
+    this.#load();
+    this.#render();
+  }
+
+  /** New choices, after the server has come back as another one. */
+  renew(offer) {
+    this.offer = offer;
+    this.choices.offer = offer;
+    this.#render();
+  }
+
+  #render() {
+    const { model } = this.offer.status;
+    find("steps").placeholder = String(model.steps);
+    find("steps").max = model.max_steps;
+    this.choices.shown = null;
+    this.choices.render();
+    this.#showComposed();
+    this.look();
+  }
+
+  #count(by) {
+    const field = find("number");
+    field.value = Math.min(MAX_NUMBER, Math.max(1, (Number(field.value) || 1) + by));
+    this.#changed();
+  }
+
+  /** Puts a request's values into the form. A picture to start from is given beside. */
+  fill(carried, source = null) {
+    const wanted = requestOf(carried);
+    this.prompt.value = wanted.prompt;
+    find("seed").value = wanted.seed ?? "";
+    find("steps").value = wanted.steps && wanted.steps !== this.offer.status.model.steps ? wanted.steps : "";
+    const { choices } = this;
+    const offered = (entries, name) => (entries.some((entry) => entry.name === name) || name === "auto" ? name : "");
+    choices.style = offered(this.offer.styles, wanted.style || "");
+    choices.industry = wanted.industry || "";
+    choices.use = offered(this.offer.status.uses, wanted.use || "");
+    const [width, height] = choices.pixels("");
+    choices.size = !choices.use && wanted.size && wanted.size !== `${width}x${height}` ? wanted.size : null;
+    choices.avoid = wanted.avoid || [];
+    choices.loras = wanted.lora || [];
+    find("options").open = find("options").open || Boolean(wanted.lora || wanted.avoid || wanted.seed !== undefined);
+    if (source) this.start.use(source, wanted.strength);
+    else if (this.start.blob) this.start.clear(); // those settings had nothing to do with it
+    this.#render();
+    this.#changed();
+    this.focus();
+  }
+
+  focus() {
+    this.form.scrollIntoView({ block: "start" });
+    this.prompt.focus({ preventScroll: true });
+  }
+
+  #words() {
+    const { style, use, avoid, industry } = this.choices;
+    return {
+      prompt: this.prompt.value,
+      ...(style && { style }),
+      ...(industry && { industry }),
+      ...(use && { use }),
+      ...(avoid.length && { avoid }),
+    };
+  }
+
+  /** What is wanted as the API takes it, or null after saying what is wrong. */
+  #values() {
+    const fail = (id, message) => {
+      const field = find(id);
+      if (field.closest("details")) field.closest("details").open = true;
+      field.setAttribute("aria-invalid", "true");
+      complain(find(id === "prompt" ? "prompt-error" : "make-error"), message);
+      field.focus();
+      return null;
+    };
+    const seed = find("seed").value.trim();
+    const steps = find("steps").value.trim();
+    const number = Number(find("number").value);
+    const { max_steps: most } = this.offer.status.model;
+    if (!this.prompt.value.trim()) return fail("prompt", t("empty"));
+    if (!Number.isInteger(number) || number < 1 || number > MAX_NUMBER) return fail("number", t("badNumber"));
+    if (seed && (!/^\d+$/.test(seed) || Number(seed) > MAX_SEED)) return fail("seed", t("badSeed"));
+    if (steps && (!/^\d+$/.test(steps) || Number(steps) < 1 || Number(steps) > most)) return fail("steps", t("badSteps", { max: most }));
+    // Several pictures count up from a seed: where none was given, one is drawn here.
+    const counted = seed ? Number(seed) : number > 1 ? randomSeed(number) : null;
+    return {
+      ...this.#words(),
+      ...(counted !== null && { seed: counted }),
+      ...(steps && { steps: Number(steps) }),
+      ...(this.choices.size && { size: this.choices.size }),
+      ...(this.choices.loras.length && { lora: this.choices.loras }),
+      ...(this.start.blob && { strength: this.start.strength }),
+      number,
+      previews: true,
+    };
+  }
+
+  async #submit() {
+    this.#clear();
+    const button = find("draw");
+    if (button.getAttribute("aria-disabled") === "true") return;
+    const values = this.#values();
+    if (!values) return;
+    const form = JSON.stringify([this.#words(), find("seed").value, find("steps").value, values.number, values.size, values.lora, values.strength]);
+    if (this.#pending?.form !== form || this.#pending.source !== this.start.blob) {
+      this.#pending = { form, source: this.start.blob, values, key: api.newKey() };
+    }
+    button.setAttribute("aria-disabled", "true");
+    button.firstChild.textContent = t("sending");
+    try {
+      const view = await this.send(this.#pending.values, this.#pending.source, this.#pending.key);
+      this.#pending = null;
+      announce(t("queuedAgain"));
+      document.querySelector(`[data-job="${view.id}"]`)?.scrollIntoView({ block: "nearest" });
+    } catch (error) {
+      complain(find(error.param === "prompt" ? "prompt-error" : "make-error"), explained(error));
+      if (error.param === "prompt") this.prompt.setAttribute("aria-invalid", "true");
+    } finally {
+      button.removeAttribute("aria-disabled");
+      button.firstChild.textContent = t("draw");
+    }
+  }
+
+  send(values, source = null, key = api.newKey()) {
+    return this.jobs.submit(values, source, key);
+  }
+
+  #clear() {
+    complain(find("prompt-error"), "");
+    complain(find("make-error"), "");
+    for (const field of this.form.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
+  }
+
+  #changed() {
+    this.#clear();
+    this.save();
+    this.look();
+  }
+
+  async #read() {
+    this.#reading?.abort();
+    const reading = (this.#reading = new AbortController());
+    if (!this.prompt.value.trim()) {
+      this.#composed = null;
+      this.#showComposed();
+      return;
+    }
+    const asked = this.#words();
+    try {
+      this.#composed = { ...(await api.post("/v1/prompts/compose", asked, reading.signal)), typed: asked.prompt };
+    } catch (error) {
+      if (reading.signal.aborted) return;
+      this.#composed = null;
+      if (error.status === 400) complain(find("make-error"), explained(error));
+    }
+    if (!reading.signal.aborted) this.#showComposed();
+  }
+
+  #showComposed() {
+    const composed = this.#composed;
+    const tokens = find("tokens");
+    const over = composed && composed.tokens > composed.token_limit;
+    tokens.textContent = composed ? t(over ? "tooLong" : "tokens", { n: composed.tokens, limit: composed.token_limit }) : "";
+    tokens.classList.toggle("over", Boolean(over));
+    tokens.style.setProperty("--share", composed ? Math.min(1, composed.tokens / composed.token_limit) : 0);
+    tokens.hidden = !composed;
+    const place = find("composed");
+    if (composed) {
+      // What was typed stands first and unchanged; what the packs add follows.
+      const typed = composed.prompt.startsWith(composed.typed) ? composed.typed : "";
+      place.replaceChildren(h("span", {}, typed), h("span", { className: "added" }, composed.prompt.slice(typed.length)));
+    } else place.textContent = t("nothingYet");
+    place.classList.toggle("none", !composed);
+    const loras = (composed?.loras || []).map((lora) => `LoRA ${lora.name}${lora.weight === 1 ? "" : ` × ${lora.weight}`}`);
+    find("notes").replaceChildren(...[...loras, ...(composed?.notes || [])].map((note) => h("li", {}, note)));
+    this.choices.renderShapes(composed?.aspect);
+  }
+
+  #save() {
+    const { style, use, size, avoid, loras, industry } = this.choices;
+    const fields = Object.fromEntries(["prompt", "seed", "steps", "number"].map((id) => [id, find(id).value]));
+    try {
+      sessionStorage.setItem(DRAFT, JSON.stringify({ fields, style, use, size, avoid, loras, industry }));
+    } catch {
+      // Without storage a reload forgets what was typed.
+    }
+  }
+
+  #load() {
+    let draft = null;
+    try {
+      draft = JSON.parse(sessionStorage.getItem(DRAFT));
+    } catch {
+      // As if there were none.
+    }
+    if (!draft) return;
+    for (const [id, value] of Object.entries(draft.fields)) find(id).value = value;
+    const { style, use, size, avoid, loras, industry } = draft;
+    this.choices.render(); // the businesses must be there to choose one
+    Object.assign(this.choices, { style, use, size, avoid, loras });
+    this.choices.industry = industry;
+  }
+}
+
+/** A seed from which `number` pictures can be counted up. */
+export function randomSeed(number = 1) {
+  return crypto.getRandomValues(new Uint32Array(1))[0] % (MAX_SEED - number + 2);
+}
