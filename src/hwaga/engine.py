@@ -219,7 +219,9 @@ class Engine:
                 waited += time.perf_counter() - left
         denoised = self._now()
 
-        images = [attempt(partial(self._picture, model, latent, attempt)) for latent in latents]
+        with ExitStack() as in_use:
+            attempt(lambda: in_use.enter_context(model.decoding()))
+            images = [attempt(partial(self._picture, model, latent, attempt)) for latent in latents]
         timings = Timings(began - start, denoised - began - waited, self._now() - denoised)
         trim_host_memory()
         yield [

@@ -120,6 +120,9 @@ class Model(Protocol):
     def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None = None) -> Tensor:
         """Latents of one picture: the encoder's mean, or a sample of its posterior. In pieces of ``tile`` pixels if set."""
 
+    def decoding(self) -> AbstractContextManager[None]:
+        """Within it, several calls of ``decode_latents`` bring their weights once."""
+
     def decode_latents(self, latents: Tensor, tile: int | None = None) -> Tensor:
         """Pixels of one picture's latents, not clamped. In pieces of ``tile`` pixels if set."""
 

@@ -38,6 +38,7 @@ class Precision:
     Attributes:
         name: what it is called.
         bits: for a weight, scales included, of a row that is long beside ``GROUP``.
+        spreading: bytes that ``decode`` takes for each value, beside its result.
         kept: shapes of what is kept of ``[rows, width]``, and their dtypes; None stands for the model's own.
         encode: float32 ``[rows, width]`` to what is kept, whatever is of the model's dtype still in float32.
         decode: what is kept, and the width, to ``[rows, width]`` in the dtype of the scales.
@@ -45,6 +46,7 @@ class Precision:
 
     name: str
     bits: float
+    spreading: float
     kept: Callable[[int, int], tuple[tuple[tuple[int, ...], torch.dtype | None], ...]]
     encode: Callable[[Tensor], tuple[Tensor, ...]]
     decode: Callable[[tuple[Tensor, ...], int], Tensor]
@@ -98,9 +100,9 @@ def _decode_int4(kept: tuple[Tensor, ...], width: int) -> Tensor:
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision("int8", 8.0, partial(_kept_rows, torch.int8), _encode_int8, _decode_rows),
-        Precision("fp8", 8.0, partial(_kept_rows, torch.float8_e4m3fn), _encode_fp8, _decode_rows),
-        Precision("int4", 4.0 + 32 / GROUP, _kept_int4, _encode_int4, _decode_int4),
+        Precision("int8", 8.0, 0.0, partial(_kept_rows, torch.int8), _encode_int8, _decode_rows),
+        Precision("fp8", 8.0, 0.0, partial(_kept_rows, torch.float8_e4m3fn), _encode_fp8, _decode_rows),
+        Precision("int4", 4.0 + 32 / GROUP, 2.0, _kept_int4, _encode_int4, _decode_int4),
     )
 }
 """By name, the best first. At one byte, whole numbers lie closer to the weights than e4m3 does."""

@@ -63,6 +63,7 @@ class Unit:
         nbytes: of the run of memory.
         stored_bytes: read from files to fill it.
         filling_bytes: taken on the device while it is filled, beside it.
+        writing_bytes: taken while one of its weights is written out for a product, where they are kept in fewer bits.
         host: a copy on the host to come back from, or None: then the files are read.
     """
 
@@ -113,6 +114,7 @@ class Unit:
         ]
         self.stored_bytes = sum(piece.nbytes for weight in self.weights for piece in weight.pieces)
         self.filling_bytes = max((self._filling(weight) for weight in self.weights), default=0)
+        self.writing_bytes = max((self._writing(weight) for weight in self.weights), default=0)
 
     def _placed(self, module: nn.Module, name: str, shape: torch.Size, dtype: torch.dtype) -> Place:
         place = Place(module, name, shape, dtype, self.nbytes)
@@ -130,6 +132,14 @@ class Unit:
             return staged
         # Its last chunk has been converted before it is encoded.
         return math.prod(weight.shape) * self.dtype.itemsize + max(staged, encoding_bytes(weight.shape))
+
+    def _writing(self, weight: Weight) -> int:
+        values = math.prod(weight.shape)
+        if weight.codes is not None:
+            return round(values * (self.dtype.itemsize + weight.codes.precision.spreading))
+        if weight.straight:  # each piece, then all of them as one; decoding works in float32
+            return values * self.dtype.itemsize * min(len(weight.pieces), 2) + 16 * min(VALUES_AT_ONCE, values)
+        return 0
 
     def views(self, memory: Tensor) -> Iterator[tuple[Place, Tensor]]:
         """Each parameter as a view of uint8 ``[nbytes]``."""

@@ -7,8 +7,9 @@ hold there too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from hwaga.families.family import Picture
 from hwaga.families.z_image.autoencoder import AutoencoderConfig
@@ -17,6 +18,8 @@ from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, TransformerConfig
 from hwaga.memory.plan import Phase, Work
 
 MIB = 2**20
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
 
 SLACK = 48 * MIB
 """In every phase: the workspaces of matrix products (32 MiB on an H100), and small tensors."""
@@ -49,7 +52,12 @@ class Networks:
 
 
 def phases(
-    networks: Networks, pictures: Sequence[Picture], steps: int, itemsize: int, filling: int
+    networks: Networks,
+    pictures: Sequence[Picture],
+    steps: int,
+    itemsize: int,
+    filling: int,
+    writing: Mapping[str, int] = NOTHING,
 ) -> tuple[Phase, ...]:
     """The stages of a batch, and what each of them takes.
 
@@ -57,6 +65,7 @@ def phases(
         steps: most of a picture.
         itemsize: bytes of a number of the model.
         filling: taken beside a unit of weights while it is read.
+        writing: by part, taken while a weight is written out for a product.
     """
     dim, scale, patch = networks.transformer.dim, networks.autoencoder.scale, networks.transformer.patch
     width = networks.transformer.caption_dim
@@ -81,15 +90,15 @@ def phases(
     sources = [picture for picture in pictures if picture.source]
     found = [
         Phase("load", "", (Work(filling + SLACK),)),
-        Phase("text", "text_encoder", (Work(work["text"] + SLACK),)),
-        Phase("caption", "refiner", (Work(work["caption"] + SLACK),)),
+        Phase("text", "text_encoder", (Work(work["text"] + writing.get("text_encoder", 0) + SLACK),)),
+        Phase("caption", "refiner", (Work(work["caption"] + writing.get("refiner", 0) + SLACK),)),
     ]
     held = refined + latent_bytes
     if sources:
         found.append(
             Phase("source", "vae", _in_tiles(sources, ENCODER * networks.autoencoder.channels[0], itemsize, held))
         )
-    found.append(Phase("denoise", "denoiser", (Work(work["denoise"] + SLACK),)))
+    found.append(Phase("denoise", "denoiser", (Work(work["denoise"] + writing.get("denoiser", 0) + SLACK),)))
     found.append(
         Phase("decode", "vae", _in_tiles(pictures, DECODER * networks.autoencoder.channels[0], itemsize, held))
     )

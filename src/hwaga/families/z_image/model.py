@@ -24,7 +24,7 @@ from hwaga.weights.checkpoint import Blueprint
 from hwaga.weights.layouts import Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
 from hwaga.weights.lora import LoraCache, LoraTarget, lora_targets
 from hwaga.weights.quantize import Precision
-from hwaga.weights.reader import Reader
+from hwaga.weights.reader import CHUNK, THREADS, Reader
 from hwaga.weights.recent import RecentlyUsed
 from hwaga.weights.unit import Unit
 
@@ -125,9 +125,12 @@ class ZImageModel:
                 )
             )
         filling = max(size.filling for size in sizes)
-        stages = phases(self.networks, pictures, steps, self.dtype.itemsize, filling)
-        # The picture on its way to the file, and the one it starts from.
-        host = sum(16 * picture.width * picture.height for picture in pictures)
+        writing = {
+            name: max(unit.writing_bytes for unit in (rest, *blocks)) for name, (rest, blocks) in self.parts.items()
+        }
+        stages = phases(self.networks, pictures, steps, self.dtype.itemsize, filling, writing)
+        # The picture on its way to the file, and the one it starts from; and the ring that weights are read through.
+        host = sum(16 * picture.width * picture.height for picture in pictures) + CHUNK * THREADS
         return Demand(tuple(sizes), stages, steps, kept, host)
 
     def bring(self, unit: Unit, memory: Tensor, progress: Callable[[int], None] | None = None) -> None:
@@ -238,6 +241,9 @@ class ZImageModel:
         noise = None if posterior_noise is None else posterior_noise[None]
         with self.on_device("vae", 1):
             return self.autoencoder.encode(pixels[None], noise, tile)[0]
+
+    def decoding(self) -> AbstractContextManager[None]:
+        return self.on_device("vae", 1)
 
     def decode_latents(self, latents: Tensor, tile: int | None = None) -> Tensor:
         with self.on_device("vae", 1):
