@@ -5,7 +5,7 @@
 Random weights of Z-Image Turbo's shape, in bfloat16 and as the hub has them (transformer in float32), on one GPU whose
 allocator is held to the cap as well. For every cap: three sizes, from a prompt and from a picture, with a LoRA. A picture's
 bytes must not depend on the cap. Loading is timed beside reading the files and beside diffusers. The figures go to
-``results/gpu_memory.json``. ``--tiny`` tries the script with a small network, on a CPU too.
+``results/gpu_memory.json`` and ``results/gpu_loading.json``. ``--tiny`` tries the script with a small network, on a CPU too.
 """
 
 from __future__ import annotations
@@ -105,6 +105,7 @@ def under_cap(
                             p: round(getattr(results[0].timings, p), 3) for p in ("encode", "denoise", "decode")
                         },
                         "bytes": hashlib.sha256(b"".join(r.image.tobytes() for r in results)).hexdigest()[:12],
+                        "predicted_ram_mib": round(plan.peak_ram_bytes / 2**20),
                         "rss_anon_mib": round((results[0].memory.rss_anon or 0) / 2**20),
                         "swap_mib": round((results[0].memory.swap or 0) / 2**20),
                     }
@@ -200,7 +201,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "z-image-random"))
     parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--skip-loading", action="store_true")
+    parser.add_argument("--only", choices=("caps", "loading"), help="one half of the figures")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = arguments.folder
@@ -227,23 +228,27 @@ def main() -> None:
         figures["context_mib"] = round((total - free - torch.cuda.memory_reserved()) / 2**20)
     sizes = {"256x256": (256, 256, 1), "256x256 x2": (256, 256, 2)} if arguments.tiny else SIZES
     figures["caps_gib"] = {}
-    for cap in arguments.caps:
+    for cap in [] if arguments.only == "loading" else arguments.caps:
         figures["caps_gib"][str(cap)] = under_cap(checkpoint, cap, settings, device, sizes, arguments.runs)
     figures["same_bytes_under_every_cap"] = {
         name: len({rows["pictures"][name].get("bytes") for rows in figures["caps_gib"].values()
                    if rows["pictures"][name].get("tile") is None}) == 1
-        for name in next(iter(figures["caps_gib"].values()))["pictures"]
+        for name in next(iter(figures["caps_gib"].values()), {"pictures": {}})["pictures"]
     }  # fmt: skip
     if device == "cuda":
         free, total = torch.cuda.mem_get_info()
         figures["context_after_mib"] = round((total - free - torch.cuda.memory_reserved()) / 2**20)
-    if not arguments.skip_loading:
+    print(json.dumps(figures, indent=1))
+    if not arguments.tiny and arguments.only != "loading":
+        print(write_report("gpu_memory", figures))
+    if arguments.only != "caps":
+        figures = {"weights": figures["weights"]}
         figures["loading_bfloat16"] = loading(checkpoint, device)
         as_float32(checkpoint, folder / "float32")
         figures["loading_float32_transformer"] = loading(folder / "float32", device)
-    print(json.dumps(figures, indent=1))
-    if not arguments.tiny:
-        print(write_report("gpu_memory", figures))
+        print(json.dumps(figures, indent=1))
+        if not arguments.tiny:
+            print(write_report("gpu_loading", figures))
 
 
 if __name__ == "__main__":
