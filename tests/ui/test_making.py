@@ -322,17 +322,22 @@ def test_a_restart_of_the_server(server: Server, visit: Visit) -> None:
 
 
 def test_a_job_that_fails_says_so_and_can_be_tried_again(server: Server, visit: Visit) -> None:
+    loras = server.folder / "loras"
+    loras.mkdir(exist_ok=True)
+    (loras / "damaged.safetensors").write_bytes(bytes(64))  # what only the worker finds out
     before = httpx2.post(f"{server.url}/v1/jobs", json={"prompt": "a ball", "number": 10, "seed": 1}).json()
-    broken = {"image": ("bad.png", b"\x89PNG\r\n\x1a\n" + bytes(64))}
-    httpx2.post(f"{server.url}/v1/jobs", data={"prompt": "of a broken picture"}, files=broken).raise_for_status()
+    broken = {"prompt": "of a damaged LoRA", "lora": ["damaged"]}
+    httpx2.post(f"{server.url}/v1/jobs", json=broken).raise_for_status()
     page = visit(server)
-    page.locator(".job", has_text="of a broken picture").wait_for()
+    page.locator(".job", has_text="of a damaged LoRA").wait_for()
     httpx2.delete(f"{server.url}/v1/jobs/{before['id']}").raise_for_status()
-    failed = page.locator(".job.failed", has_text="of a broken picture")
+    failed = page.locator(".job.failed", has_text="of a damaged LoRA")
     expect(failed.get_by_role("alert")).to_contain_text("This one failed", timeout=LONG)
     failed.get_by_role("button", name="Try again").click()
     expect(failed).to_have_count(0)
-    expect(page.locator("#prompt")).to_have_value("of a broken picture")
+    expect(page.locator("#prompt")).to_have_value("of a damaged LoRA")
+    page.get_by_role("button", name="Remove: LoRA damaged").click()
+    expect(page.locator("#loras button")).to_have_count(0)
 
 
 @pytest.mark.parametrize("format", ["png", "jpeg", "webp"])
