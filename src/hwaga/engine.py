@@ -179,9 +179,15 @@ class Engine:
         for event in self.stream_many([request]):
             yield event if isinstance(event, Step) else event[0]
 
-    @torch.inference_mode()
     def stream_many(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:
         """As ``stream``, for a packed batch: a step is one of each picture that is not done; the list of results comes last."""
+        try:
+            yield from self._drawn(requests)
+        finally:
+            trim_host_memory()
+
+    @torch.inference_mode()
+    def _drawn(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:
         placement = self._opened()
         model = placement.model
         jobs = [self._resolver.resolve(request) for request in requests]
@@ -223,7 +229,6 @@ class Engine:
             attempt(lambda: in_use.enter_context(model.decoding()))
             images = [attempt(partial(self._picture, model, latent, attempt)) for latent in latents]
         timings = Timings(began - start, denoised - began - waited, self._now() - denoised)
-        trim_host_memory()
         yield [
             Result(
                 image=image,
