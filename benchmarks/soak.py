@@ -217,21 +217,9 @@ def write_loras(folder: Path, names: tuple[str, ...], device: str, write_lora: A
     from diffusers import ZImageTransformer2DModel
 
     with torch.device("meta"):
-        shapes = ZImageTransformer2DModel()
-    transformer = Shapes(shapes, device)
+        transformer = ZImageTransformer2DModel()
     for seed, name in enumerate(names):
-        write_lora(folder / "loras" / f"{name}.safetensors", transformer, 16, seed)
-
-
-class Shapes:
-    """A network's layers by name, without its weights, beside a number that says where factors are drawn."""
-
-    def __init__(self, network: torch.nn.Module, device: str) -> None:
-        self.named_modules = network.named_modules
-        self._place = torch.zeros(1, device=device)
-
-    def parameters(self) -> Iterator[torch.Tensor]:
-        return iter([self._place])
+        write_lora(folder / "loras" / f"{name}.safetensors", transformer, 16, seed, device)
 
 
 if __name__ == "__main__":
