@@ -1,10 +1,11 @@
 """Weights in fewer bits: how like the pictures stay, what memory they take and what time they cost.
 
-    python benchmarks/precision.py [--runs 5] [--folder FOLDER]
+    python benchmarks/precision.py [--runs 5] [--prompts 96] [--folder FOLDER]
 
 The bundled model's weights are real, so likeness is measured on its pictures: the same prompts and seeds with whole weights and
-with each precision, in float32. With a GPU, random weights of the full size tell memory and time at 1024×1024, beside whole
-weights in the same process. The figures go to ``results/precision.json``, or ``results/precision_gpu.json`` with a GPU.
+with each precision, in float32. How often they show what was asked for is judged by ``following.py``. With a GPU, random weights
+of the full size tell memory and time at 1024×1024, beside whole weights in the same process. The figures go to
+``results/precision.json``, or ``results/precision_gpu.json`` with a GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from following import Judge, score, wishes
 from gpu_full import PROMPT, HostWatch, psnr, timed, write_checkpoint
 from report import spread, write_report
 
@@ -48,6 +50,17 @@ def likeness(device: str) -> dict[str, Any]:
             "pictures": len(values),
         }
         print(name, rows[name], flush=True)
+    return rows
+
+
+def following(device: str, count: int) -> dict[str, Any]:
+    """How often the mini's pictures show what prompts ask for, with whole weights in both number formats and in fewer bits."""
+    judge, asked, rows = Judge(), list(wishes(count)), {}
+    for name, dtype in (("full", "float32"), ("full", "bfloat16"), *((name, "bfloat16") for name in PRECISIONS)):
+        with Engine.open("mini", device=device, dtype=dtype, precision=name) as engine:
+            drawn = [(wish, engine.generate(ImageRequest(wish.prompt, seed=i)).image) for i, wish in enumerate(asked)]
+        rows[f"{name} {dtype}"] = score(judge, drawn)
+        print(name, dtype, rows[f"{name} {dtype}"], flush=True)
     return rows
 
 
@@ -94,11 +107,13 @@ def cost(folder: Path, runs: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=96, help="for the score of following prompts")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "z-image-random"))
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
     figures: dict[str, Any] = {"bits": {name: precision.bits for name, precision in PRECISIONS.items()}}
     figures["mini_likeness"] = likeness("cuda" if cuda else "cpu")
+    figures["mini_following"] = following("cuda" if cuda else "cpu", arguments.prompts)
     if cuda:
         if arguments.folder.exists():
             raise SystemExit(f"{arguments.folder} exists. Name a folder that can be made and removed again.")

@@ -127,6 +127,13 @@ class Residency:
             for place in sorted(_staying(each) - set(part.memory)):
                 self._bring_in(part, place, progress)
 
+    def copies_besides(self, plan: Plan) -> int:
+        """Bytes of the host for copies of earlier plans that will stay, though this one has no use for them."""
+        wanted = {id(self._parts[each.name].unit(place)) for each in plan.parts for place in _pinned(each)}
+        units = [unit for part in self._parts.values() for unit in (part.rest, *part.blocks) if unit.host is not None]
+        others = sum(unit.nbytes for unit in units if id(unit) not in wanted)
+        return min(others, max(plan.budget.pinned_bytes - plan.pinned_bytes, 0))
+
     def shrink(self, plan: Plan) -> None:
         """Sends away what a plan has no room for, and brings nothing in."""
         for each in plan.parts:
