@@ -2,9 +2,9 @@
 
     python benchmarks/precision.py [--runs 5] [--prompts 96] [--folder FOLDER]
 
-The bundled model's weights are real, so likeness is measured on its pictures: the same prompts and seeds with whole weights and
-with each precision, in float32. How often they show what was asked for is judged by ``following.py``. With a GPU, random weights
-of the full size tell memory and time at 1024×1024, beside whole weights in the same process. The figures go to
+The bundled model's weights are real, so likeness is measured on its pictures: the same prompts and seeds with whole weights
+and with each precision, in float32. How often they show what was asked for is judged by ``following.py``. With a GPU, random
+weights of the full size tell memory and time at 1024×1024, beside whole weights in the same process. The figures go to
 ``results/precision.json``, or ``results/precision_gpu.json`` with a GPU.
 """
 

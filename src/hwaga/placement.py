@@ -22,7 +22,7 @@ Made = TypeVar("Made")
 
 
 LESS = 512 * 2**20
-"""What a second plan does without, where the first one ran out of memory that was said to be there; of small plans an eighth."""
+"""What a second plan does without, where the first ran out of memory that was said to be there; an eighth of small plans."""
 
 
 @dataclass(frozen=True)

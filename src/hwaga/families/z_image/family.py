@@ -33,7 +33,7 @@ PUBLISHED_TRANSFORMER = {
 }  # fmt: skip
 PUBLISHED_AUTOENCODER = {
     "block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 16, "use_quant_conv": False,
-    "use_post_quant_conv": False,
+    "use_post_quant_conv": False, "down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"],
 }  # fmt: skip
 """From the configuration files of Tongyi-MAI/Z-Image-Turbo: what else makes up its sizes, for plans without its files."""
 
