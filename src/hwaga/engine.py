@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +33,7 @@ from hwaga.memory.budget import process_memory
 from hwaga.memory.device import peak_allocated, reset_peak
 from hwaga.memory.plan import Plan
 from hwaga.memory.trim import trim_host_memory
-from hwaga.placement import Attempt, Caps, Placement
+from hwaga.placement import Attempt, Caps, Placement, Work
 from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
 from hwaga.resolve import Job, Resolver
 from hwaga.sampling.euler import euler
@@ -128,7 +129,7 @@ class Engine:
                 undo.callback(placement.close)
                 _check_preview(card, opened)
                 try:
-                    placement.fit([picture], card.steps, progress=progress)
+                    placement.fit(Work([picture], card.steps), progress)
                 except DoesNotFitError as error:
                     if (picture, way) == attempts[-1]:
                         advice = INSTEAD[chosen_device.type]
@@ -262,7 +263,7 @@ class Engine:
             RequestError: the model does not take one of them.
         """
         placement, jobs = self._opened(), [self._resolver.resolve(request) for request in requests]
-        return placement.at_once([job.picture for job in jobs], max(len(job.schedule) for job in jobs) - 1)
+        return placement.at_once(_work(jobs))
 
     def _opened(self) -> Placement:
         if self._placement is None:
@@ -271,14 +272,13 @@ class Engine:
 
     def _fit(self, placement: Placement, jobs: Sequence[Job]) -> Attempt:
         """Brings weights to where the jobs' plan wants them."""
-        pictures = [job.picture for job in jobs]
-        steps = max(len(job.schedule) for job in jobs) - 1
-        loras = {tuple((lora.file, lora.weight) for lora in job.loras) for job in jobs}
-        extra = sum(placement.model.new_bytes(each) for each in loras)
+        work = _work(jobs)
         try:
-            return placement.fit(pictures, steps, extra)
+            return placement.fit(work)
         except DoesNotFitError as error:
-            smaller = what_would_fit(self.card, pictures, lambda fewer: placement.would_fit(fewer, steps))
+            smaller = what_would_fit(
+                self.card, work.pictures, lambda fewer: placement.would_fit(replace(work, pictures=fewer))
+            )
             raise DoesNotFitError(f"{error} {smaller or INSTEAD[self.device.type]}", needed=error.needed) from None
 
     def _start(self, model: Model, job: Job, attempt: Attempt) -> Tensor:
@@ -340,6 +340,11 @@ def check_lora(file: Path, cards: Sequence[ModelCard]) -> dict[str, str | None]:
         except (LoraError, ModelError) as error:  # a model that is half there fits nothing yet
             fits[card.name] = str(error)
     return fits
+
+
+def _work(jobs: Sequence[Job]) -> Work:
+    loras = {tuple((lora.file, lora.weight) for lora in job.loras) for job in jobs}
+    return Work([job.picture for job in jobs], max(len(job.schedule) for job in jobs) - 1, loras)
 
 
 def _check_preview(card: ModelCard, model: Model) -> None:

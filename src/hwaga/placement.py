@@ -4,16 +4,17 @@ all the same is planned once more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from hwaga.errors import DeviceMemoryError, DoesNotFitError
 from hwaga.families.family import Model, Picture, Progress
-from hwaga.memory.budget import STEP, budget, host_memory, process_memory, rounded
-from hwaga.memory.device import device_memory, give_back
+from hwaga.memory.budget import CONTEXT, STEP, budget, host_memory, process_memory, rounded
+from hwaga.memory.device import device_memory, give_back, limit_allocator
 from hwaga.memory.plan import Budget, Plan, plan
 from hwaga.memory.residency import Residency
 from hwaga.memory.trim import trim_host_memory
@@ -33,6 +34,28 @@ class Caps:
     ram: int | None = None
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a request asks of memory.
+
+    Attributes:
+        steps: most of a picture.
+        loras: the sets of LoRAs and weights that its pictures use.
+    """
+
+    pictures: Sequence[Picture]
+    steps: int
+    loras: Collection[Sequence[tuple[Path, float]]] = ()
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether an error of torch means that memory ran out. Libraries below torch say so in words of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory", "DefaultCPUAllocator: ")
+
+
 class Attempt:
     """Runs the pieces of a request's work with its own plan in force, whichever request ran before.
 
@@ -43,9 +66,9 @@ class Attempt:
         plan: where weights lie meanwhile.
     """
 
-    def __init__(self, placement: Placement, pictures: Sequence[Picture], steps: int, made: Plan) -> None:
+    def __init__(self, placement: Placement, work: Work, made: Plan) -> None:
         self.plan = made
-        self._placement, self._pictures, self._steps = placement, pictures, steps
+        self._placement, self._work = placement, work
         self._recovered = False
 
     def __call__(self, call: Callable[[], Made], /) -> Made:
@@ -58,13 +81,14 @@ class Attempt:
             try:
                 self._placement.enforce(self.plan)
                 return call()
-            except torch.OutOfMemoryError:
-                pass  # outside of the handler, since the error's frames hold on to what was computed
-            self.recover()
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
+            self.recover()  # outside of the handler, since the error's frames hold on to what was computed
 
     def recover(self) -> None:
         """Makes room after the device ran out of memory. Raises DeviceMemoryError the second time."""
-        self.plan = self._placement.recover(self._pictures, self._steps, None if self._recovered else self.plan)
+        self.plan = self._placement.recover(self._work, None if self._recovered else self.plan)
         self._recovered = True
 
     def tile(self, phase: str) -> int | None:
@@ -87,13 +111,13 @@ class Placement:
         model.on_device = self.residency.on_device
         self.plan: Plan | None = None
         self._closed = False
+        if caps.vram is not None:
+            limit_allocator(device, caps.vram - CONTEXT)
 
-    def fit(self, pictures: Sequence[Picture], steps: int, extra: int = 0, progress: Progress | None = None) -> Attempt:
+    def fit(self, work: Work, progress: Progress | None = None) -> Attempt:
         """Makes a plan for some pictures, and brings weights to where it wants them.
 
         Args:
-            steps: most of a picture.
-            extra: bytes of the device that will be kept besides what is kept now.
             progress: told of weights that are read from files.
 
         Returns:
@@ -105,15 +129,16 @@ class Placement:
             CheckpointError: a weight cannot be read.
         """
         try:
-            made = self._made(pictures, steps, extra, self.budget())
+            made = self._made(work, self.budget())
         except DoesNotFitError:
-            self.model.forget()  # LoRAs of other requests
-            made = self._made(pictures, steps, extra, self.budget())
-        attempt = Attempt(self, pictures, steps, made)
+            self.model.forget()  # LoRAs of other requests, and its own, which are counted anew
+            made = self._made(work, self.budget())
+        attempt = Attempt(self, work, made)
         try:
             self._apply(made, progress)
-        except torch.OutOfMemoryError:
-            pass
+        except RuntimeError as error:
+            if not ran_out(error):
+                raise
         else:
             return attempt
         attempt.recover()
@@ -125,33 +150,29 @@ class Placement:
             self.plan = made
             self.residency.shrink(made)
 
-    def would_fit(self, pictures: Sequence[Picture], steps: int) -> bool:
-        """Whether there is a plan for some pictures, with no LoRAs but theirs."""
-        try:
-            plan(self.model.demand(pictures, steps, 0), self.budget())
-        except DoesNotFitError:
-            return False
-        return True
+    def would_fit(self, work: Work) -> bool:
+        """Whether there is a plan for some pictures."""
+        return self._moved(work) is not None
 
-    def at_once(self, pictures: Sequence[Picture], steps: int) -> int:
+    def at_once(self, work: Work) -> int:
         """How many of the first of some pictures are better made together than one by one; at least 1. A batch for which
         weights have to make room, and come back at each step, costs more time than it saves.
         """
-        alone = self._moved(pictures[:1], steps)
-        for count in range(len(pictures), 1, -1):
-            together = self._moved(pictures[:count], steps)
+        alone = self._moved(replace(work, pictures=work.pictures[:1]))
+        for count in range(len(work.pictures), 1, -1):
+            together = self._moved(replace(work, pictures=work.pictures[:count]))
             if alone is not None and together is not None and together <= count * alone:
                 return count
         return 1
 
-    def _moved(self, pictures: Sequence[Picture], steps: int) -> int | None:
+    def _moved(self, work: Work) -> int | None:
         """Bytes of weights that a plan for some pictures brings to the device; None where there is no plan."""
         try:
-            return plan(self.model.demand(pictures, steps, 0), self.budget()).moved_bytes
+            return self._made(work, self.budget()).moved_bytes
         except DoesNotFitError:
             return None
 
-    def recover(self, pictures: Sequence[Picture], steps: int, failed: Plan | None) -> Plan:
+    def recover(self, work: Work, failed: Plan | None) -> Plan:
         """After the device ran out of memory: lets go of what is kept, and plans with less than was thought to be there.
 
         Args:
@@ -167,10 +188,13 @@ class Placement:
             less = failed.device_bytes - min(LESS, failed.device_bytes // 8)
             found = replace(found, device_bytes=min(found.device_bytes, less))
             try:
-                made = self._made(pictures, steps, 0, found)
+                made = self._made(work, found)
                 self._apply(made, None)
-            except (DoesNotFitError, torch.OutOfMemoryError):
+            except DoesNotFitError:
                 pass
+            except RuntimeError as error:
+                if not ran_out(error):
+                    raise
             else:
                 give_back(self.device)
                 return made
@@ -200,12 +224,15 @@ class Placement:
         self._closed = True
         self.residency.close()
         self.model.close()
+        if self.caps.vram is not None:
+            limit_allocator(self.device, None)
         give_back(self.device)
         trim_host_memory()
 
-    def _made(self, pictures: Sequence[Picture], steps: int, extra: int, found: Budget) -> Plan:
+    def _made(self, work: Work, found: Budget) -> Plan:
+        extra = sum(self.model.new_bytes(loras) for loras in work.loras)
         kept = -(-(self.model.kept_bytes + extra) // STEP) * STEP
-        made = plan(self.model.demand(pictures, steps, kept), found)
+        made = plan(self.model.demand(work.pictures, work.steps, kept), found)
         return replace(made, host_work=made.host_work + self.residency.copies_besides(made))
 
     def _apply(self, made: Plan, progress: Progress | None) -> None:

@@ -17,6 +17,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="PIL")
     try:
         from hwaga.cli.app import app
+        from hwaga.memory.trim import prepare_process
+
+        prepare_process()
 
         app()
     except HwagaError as error:

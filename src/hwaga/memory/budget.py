@@ -5,6 +5,7 @@ Swap never counts as memory to use: a generation that reaches it is slower than 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,10 +70,14 @@ class ProcessMemory:
 
 
 def host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> HostMemory | None:
-    """Memory of the host, or None where there is no /proc to read it from."""
+    """Memory of the host; of a system without /proc, half of what it has is taken to be free. None where nothing is known."""
     lines = _kilobyte_lines(proc / "meminfo")
     if "MemTotal" not in lines:
-        return None
+        try:
+            total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):  # another system
+            return None
+        return HostMemory(total, total // 2, 0, 0)
     total, available = lines["MemTotal"], lines.get("MemAvailable", lines.get("MemFree", 0))
     for limit, used in _cgroup_limits(proc, cgroup):
         total, available = min(total, limit), min(available, max(limit - used, 0))
@@ -125,7 +130,8 @@ def _cgroup_limits(proc: Path, cgroup: Path) -> list[tuple[int, int]]:
             except OSError:  # this level sets no limit
                 continue
             if limit.isdecimal():
-                droppable = int(stat.get("total_inactive_file" if version1 else "inactive_file", 0))
+                kinds = ("inactive_file", "active_file")  # a file that was read twice is active, and no less droppable
+                droppable = sum(int(stat.get(f"total_{kind}" if version1 else kind, 0)) for kind in kinds)
                 limits.append((int(limit), max(int(used) - droppable, 0)))
     return limits
 
@@ -161,7 +167,7 @@ def budget(
     if ram is not None:
         available = min(available, ram - base)
     if device == "cpu":
-        return Budget(device, max(available - HOST_RESERVE, 0), 0, base)
+        return Budget(device, max(available - HOST_RESERVE, 0), 0, base, base + available)
     limits = []
     if memory is not None:
         limits.append(memory.free + memory.reserved - memory.allocated + held)
@@ -170,7 +176,8 @@ def budget(
         limits.append(vram - CONTEXT - others)
     may_lock = max(int((available - HOST_RESERVE) * PINNED_SHARE), 0) if device == "cuda" else 0
     found = min(limits, default=0)
-    return Budget(device, max(int(found * (1 - DEVICE_RESERVE_SHARE)) - DEVICE_RESERVE, 0), may_lock, base)
+    usable = max(int(found * (1 - DEVICE_RESERVE_SHARE)) - DEVICE_RESERVE, 0)
+    return Budget(device, usable, may_lock, base, base + available)
 
 
 def rounded(found: Budget) -> Budget:

@@ -69,6 +69,14 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def limit_allocator(device: torch.device, nbytes: int | None) -> None:
+    """Holds this process's tensors on a GPU to so many bytes; None lifts the limit."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        share = 1.0 if nbytes is None else min(max(nbytes, 0) / total, 1.0)
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
 def give_back(device: torch.device) -> None:
     """Returns what the allocator holds and nobody uses."""
     if device.type == "cuda":

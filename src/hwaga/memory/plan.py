@@ -39,12 +39,14 @@ class Budget:
         device_bytes: for weights and work, on the device; on the CPU that is the host.
         pinned_bytes: of the host, for weights that are away from a GPU.
         host_base: what the process takes of the host in any case.
+        host_bytes: of the host, for all that the process takes.
     """
 
     device: str
     device_bytes: int
     pinned_bytes: int = 0
     host_base: int = 0
+    host_bytes: int = 2**50
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class PartSize:
         blocks: of each block, in the order that they run in. Empty for a part that only comes as a whole.
         each_step: it is used at every step, and not once for a picture.
         filling: taken beside a unit while that is read from a file in another form than it is kept in.
+        quantized: its large weights are kept in fewer bits.
     """
 
     name: str
@@ -64,6 +67,7 @@ class PartSize:
     blocks: tuple[int, ...] = ()
     each_step: bool = False
     filling: int = 0
+    quantized: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -305,6 +309,15 @@ def plan(demand: Demand, budget: Budget) -> Plan:
     Raises:
         DoesNotFitError: there is none. Its ``needed`` is the smallest budget of the device that there would be one for.
     """
+    room = budget.device_bytes
+    if budget.device == "cpu":
+        room -= demand.host_work  # which is of the same memory
+    elif budget.host_base + demand.host_work > budget.host_bytes:
+        raise DoesNotFitError(
+            f"This takes {(budget.host_base + demand.host_work) / 2**30:.2f} GiB of the machine's own memory, and there are "
+            f"{max(budget.host_bytes, 0) / 2**30:.2f}. Give more with --ram.",
+            needed=0,
+        )
     floors = {phase.part: 0 for phase in demand.phases}
     for phase in demand.phases:
         floors[phase.part] = max(floors[phase.part], min(way.nbytes for way in phase.work))
@@ -323,18 +336,19 @@ def plan(demand: Demand, budget: Budget) -> Plan:
         for stays, floor, price, _ in chosen:
             taken, moved = taken + stays, moved + price
             peak = max(peak, floor)
-        if taken + peak > budget.device_bytes:
+        if taken + peak > room:
             if needed is None or taken + peak < needed:
                 needed, least = taken + peak, [each[3] for each in chosen]
         elif best is None or (0, moved) < best:
             parts = [each[3] for each in chosen]
-            ways = _ways(demand, parts, budget.device_bytes - taken)
+            ways = _ways(demand, parts, room - taken)
             if best is None or (sum(ways), moved) < best:
                 best, found = (sum(ways), moved), (parts, ways)
             if best == (0, 0):
                 break
     if best is None:
         assert needed is not None, "what does not fit would fit in more"
+        needed += budget.device_bytes - room
         raise DoesNotFitError(_refusal(demand, budget, needed, least), needed=needed)
     return _written(demand, budget, *found)
 
@@ -442,6 +456,6 @@ def _part_plan(part: _Choice, pinned: list[int], rest_pinned: bool, budget: Budg
         if budget.device == "cuda" and len(pinned) < len(away):
             reason += f", as the host has {budget.pinned_bytes / 2**30:.1f} GiB to lock"
     return PartPlan(
-        size.name, mode, total, size.filling > 0, part.stays, tuple(pinned), rest_pinned, part.stays_bytes, part.slots,
+        size.name, mode, total, size.quantized, part.stays, tuple(pinned), rest_pinned, part.stays_bytes, part.slots,
         part.slot_bytes, part.moved, pinned_bytes, reason,
     )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hwaga.errors import DeviceMemoryError
 from hwaga.memory.plan import SLOTS, PartPlan, Plan
 from hwaga.memory.stream import BlockStream
 
@@ -86,6 +87,8 @@ class Residency:
     def __init__(self, parts: Mapping[str, tuple[Unit, Sequence[Unit]]], bring: Source, device: torch.device) -> None:
         self.device = device
         self._bring = bring
+        # One for all parts: a stream has memory of its own that others cannot use.
+        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._parts = {name: _Part(rest, blocks) for name, (rest, blocks) in parts.items()}
         # Weakly, since the networks live as long as the model: a residency that nobody holds takes its weights with it.
         enter = weakref.WeakMethod(self._enter)
@@ -123,7 +126,7 @@ class Residency:
                 if unit.host is None:
                     memory = torch.empty(unit.nbytes, dtype=torch.uint8, device=self.device)
                     self._bring(unit, memory, progress)
-                    unit.park(memory)
+                    self._park(unit, memory)
             for place in sorted(_staying(each) - set(part.memory)):
                 self._bring_in(part, place, progress)
 
@@ -143,7 +146,7 @@ class Residency:
             part = self._parts[each.name]
             for place in sorted(set(part.memory) - _staying(each)):
                 if place in _pinned(each):
-                    part.unit(place).park(part.memory[place])
+                    self._park(part.unit(place), part.memory[place])
                 self._release(part, place)
 
     @contextmanager
@@ -180,9 +183,11 @@ class Residency:
         for part in self._parts.values():
             for place in sorted(part.memory):
                 self._release(part, place)
+            part.plan = None
+        self._wait()  # for copies from the host that a stream has asked for
+        for part in self._parts.values():
             for unit in (part.rest, *part.blocks):
                 unit.drop_copy()
-            part.plan = None
 
     def _enter(self, name: str, index: int) -> None:
         part = self._parts[name]
@@ -193,7 +198,7 @@ class Residency:
         part.stream.enter(index)
 
     def _stream(self, part: _Part) -> BlockStream:
-        return BlockStream(part.blocks, self._bring, self.device, slots=SLOTS, passes=part.passes)
+        return BlockStream(part.blocks, self._bring, self.device, slots=SLOTS, passes=part.passes, copies=self._copies)
 
     def _bring_in(self, part: _Part, place: int, progress: Told | None) -> None:
         unit = part.unit(place)
@@ -201,6 +206,15 @@ class Residency:
         self._bring(unit, memory, progress)
         unit.attach(unit.parameters(memory))
         part.memory[place] = memory
+
+    def _park(self, unit: Unit, memory: Tensor) -> None:
+        """Copies weights to the host. Where that refuses the memory, they come from their file when they are needed."""
+        with suppress(DeviceMemoryError):
+            unit.park(memory)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def _release(self, part: _Part, place: int) -> None:
         if place != REST or not part.users:
@@ -215,8 +229,7 @@ class Residency:
         total = sum(unit.nbytes for key, unit in units.items() if key in wanted or unit.host is not None)
         for key, unit in units.items():
             if total > plan.budget.pinned_bytes and key not in wanted and unit.host is not None:
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize(self.device)  # copies from it have ended
+                self._wait()  # copies from it have ended
                 unit.drop_copy()
                 total -= unit.nbytes
 

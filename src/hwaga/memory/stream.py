@@ -35,10 +35,18 @@ class BlockStream:
         blocks: of the part, in the order that they run in.
         slots: how many blocks there is room for.
         passes: how often all blocks are run; after the last pass nothing is fetched ahead.
+        copies: what copies run on beside the computing, on a GPU.
     """
 
     def __init__(
-        self, blocks: Sequence[Unit], bring: Bringer, device: torch.device, *, slots: int, passes: int
+        self,
+        blocks: Sequence[Unit],
+        bring: Bringer,
+        device: torch.device,
+        *,
+        slots: int,
+        passes: int,
+        copies: torch.cuda.Stream | None = None,
     ) -> None:
         self.blocks = blocks
         self.device = device
@@ -49,7 +57,7 @@ class BlockStream:
         self._left = len(self._away) * passes
         """Blocks still to be fetched."""
         self._current: int | None = None
-        self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = copies
         self._slots: list[_Slot] = []
         self._make_slots(min(slots, len(self._away)))
         try:

@@ -7,7 +7,7 @@ seems to grow for days. Nothing has leaked: ``malloc_trim`` returns it.
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
+import os
 from functools import cache
 
 M_ARENA_MAX = -8
@@ -25,6 +25,13 @@ def trim_host_memory() -> None:
     libc = _libc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+def prepare_process() -> None:
+    """Settings of memory that hold for a whole process: for those of our own, at their start, before torch is imported."""
+    limit_arenas()
+    # Segments that grow leave fewer gaps than segments of fixed sizes, which blocks of many sizes do not fill.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def limit_arenas(count: int = 2) -> None:

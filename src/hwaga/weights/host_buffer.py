@@ -24,12 +24,16 @@ class HostBuffer:
 
     def __init__(self, nbytes: int, device: torch.device) -> None:
         self.nbytes = nbytes
-        pages = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            pages = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise DeviceMemoryError(f"The host has no {nbytes / 2**20:.0f} MiB left: {error.strerror}.") from error
         self.tensor = torch.frombuffer(pages, dtype=torch.uint8)[:nbytes]
         self._release: Callable[[], object] = lambda: None
         if device.type == "cuda" and nbytes:
             start = self.tensor.data_ptr()
-            refused = torch.cuda.cudart().cudaHostRegister(start, nbytes, 0)
+            with torch.cuda.device(device):
+                refused = torch.cuda.cudart().cudaHostRegister(start, nbytes, 0)
             if int(refused):
                 raise DeviceMemoryError(
                     f"The system does not lock {nbytes / 2**20:.0f} MiB of memory for the GPU ({refused}). Give less with "

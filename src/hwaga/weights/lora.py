@@ -270,7 +270,9 @@ class LoraCache:
         wanted = [(path, weight) for path, weight in loras if weight]
         if self.kept.get(tuple((_version(path), weight) for path, weight in wanted)) is not None:
             return 0
-        return sum(GROWTH * path.stat().st_size for path, _ in wanted) * (1 if len(wanted) == 1 else 2)
+        size = sum(GROWTH * path.stat().st_size for path, _ in wanted)
+        # At another weight than 1, and of several together, what is used is made from what is kept.
+        return size if len(wanted) == 1 and wanted[0][1] == 1.0 else 2 * size
 
     def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
         """What LoRAs at some weights add together; the same object for the same ones while it is kept, None for none.

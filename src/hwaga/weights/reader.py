@@ -220,7 +220,7 @@ class Reader:
             else:
                 place.copy_(self._decoded(raw.to(self.device, non_blocking=True), chunk.piece))
             event = self._copied[slot] or torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self.device))  # which another device's stream is not
             self._copied[slot] = event
         else:
             place.copy_(self._decoded(raw, chunk.piece))

@@ -63,6 +63,7 @@ class Unit:
         nbytes: of the run of memory.
         stored_bytes: read from files to fill it.
         filling_bytes: taken on the device while it is filled, beside it.
+        quantized: some of its weights are kept in fewer bits.
         writing_bytes: taken while one of its weights is written out for a product, where they are kept in fewer bits.
         host: a copy on the host to come back from, or None: then the files are read.
     """
@@ -114,6 +115,7 @@ class Unit:
         ]
         self.stored_bytes = sum(piece.nbytes for weight in self.weights for piece in weight.pieces)
         self.filling_bytes = max((self._filling(weight) for weight in self.weights), default=0)
+        self.quantized = any(weight.codes is not None or weight.straight for weight in self.weights)
         self.writing_bytes = max((self._writing(weight) for weight in self.weights), default=0)
 
     def _placed(self, module: nn.Module, name: str, shape: torch.Size, dtype: torch.dtype) -> Place:

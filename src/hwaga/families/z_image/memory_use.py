@@ -77,7 +77,9 @@ def phases(
         _padded((p.width // scale // patch) * (p.height // scale // patch)) + caption
         for p, caption in zip(pictures, captions, strict=True)
     ]
-    modulation = steps * dim * itemsize * (4 * (networks.transformer.layers + networks.transformer.refiner_layers) + 2)
+    # A row for each noise level of each picture; those that agree share one. It is held until the pictures are decoded.
+    rows = steps * len(pictures)
+    modulation = rows * dim * itemsize * (4 * (networks.transformer.layers + networks.transformer.refiner_layers) + 2)
     refined = sum(captions) * dim * itemsize
     longest = max(p.tokens for p in pictures)
     read = sum(p.tokens for p in pictures) * width * itemsize * 2
@@ -93,7 +95,7 @@ def phases(
         Phase("text", "text_encoder", (Work(work["text"] + writing.get("text_encoder", 0) + SLACK),)),
         Phase("caption", "refiner", (Work(work["caption"] + writing.get("refiner", 0) + SLACK),)),
     ]
-    held = refined + latent_bytes
+    held = refined + latent_bytes + modulation + rotations
     if sources:
         found.append(
             Phase("source", "vae", _in_tiles(sources, ENCODER * networks.autoencoder.channels[0], itemsize, held))

@@ -122,6 +122,7 @@ class ZImageModel:
                     tuple(block.nbytes for block in blocks),
                     each_step=name == "denoiser",
                     filling=filling,
+                    quantized=any(unit.quantized for unit in (rest, *blocks)),
                 )
             )
         filling = max(size.filling for size in sizes)
