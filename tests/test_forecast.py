@@ -79,10 +79,16 @@ def test_fewer_pictures_are_offered_first(settings: Settings) -> None:
 
 
 def test_a_precision_that_would_fit_is_offered(settings: Settings) -> None:
+    small = ImageRequest("a fox", width=512, height=512)
     with pytest.raises(DoesNotFitError, match="With --precision int8 this would fit"):
-        forecast("z-image-turbo", vram="2.5 GiB", ram="16 GiB", precision="full", settings=settings)
-    # By itself, it takes the first one that the default picture fits in.
-    assert forecast("z-image-turbo", vram="2.5 GiB", ram="16 GiB", settings=settings).precision == "int8"
+        forecast("z-image-turbo", small, vram="2.2 GiB", ram="16 GiB", precision="full", settings=settings)
+    said = forecast("z-image-turbo", small, vram="2.2 GiB", ram="16 GiB", precision="int8", settings=settings)
+    assert said.precision == "int8"
+
+
+def test_the_hosts_memory_can_be_too_small(settings: Settings) -> None:
+    with pytest.raises(DoesNotFitError, match=r"of the machine's own memory, and there are 0\.50"):
+        forecast("z-image-turbo", vram="8 GiB", ram="0.5 GiB", settings=settings)
 
 
 def test_without_memory_for_anything_the_card_that_would_do_is_named(settings: Settings) -> None:
@@ -94,7 +100,7 @@ def test_without_memory_for_anything_the_card_that_would_do_is_named(settings: S
 def test_a_card_that_is_too_small_for_the_default_size_draws_smaller_ones(settings: Settings) -> None:
     def said(side: int) -> str:
         request = ImageRequest("a fox", width=side, height=side)
-        return forecast("z-image-turbo", request, vram="1.95 GiB", ram="16 GiB", settings=settings).precision
+        return forecast("z-image-turbo", request, vram="2.2 GiB", ram="16 GiB", settings=settings).precision
 
     with pytest.raises(DoesNotFitError, match=r"One picture of (\d+)x\1 would fit") as error:
         said(1024)
