@@ -144,6 +144,12 @@ def _totals(found: Forecast) -> list[str]:
     lines.append(f"RAM: {_gib(plan.peak_ram_bytes)} at most{locked}")
     if plan.moved_bytes:
         lines.append(f"Brought to the device for a request: {_gib(plan.moved_bytes)}")
+    if plan.file_bytes:
+        fits = plan.file_bytes <= plan.page_cache_bytes
+        left = "the page cache can hold" if fits else f"of which the page cache can hold {_gib(plan.page_cache_bytes)}"
+        lines.append(
+            f"From the files, of that: {_gib(plan.file_bytes)} of weights, {'all of which ' if fits else ''}{left}"
+        )
     if not found.present:
         lines.append(f"The files of {found.card.name} are not on this machine: these are its published sizes.")
     return lines

@@ -7,6 +7,7 @@ mask. What differs by image (length, modulation row) is passed beside.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +81,43 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal
         return torch.cat([attention(a, b, c, (length,), causal=causal) for a, b, c, length in runs])
     batch = len(lengths)
     q, k, v = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1])
-    return mixed.transpose(1, 2).flatten(2).flatten(0, 1)
+    return attend(q, k, v, causal=causal).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Softmax attention of ``[batch, heads, tokens, head_dim]``; keys and values may have fewer heads.
+
+    Where the device has no kernel that works without the matrix of scores, queries go through in pieces.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if not keeps_scores(q.device, q.dtype):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+    rows = max(SCORES // (q.shape[0] * q.shape[1] * k.shape[2] * q.element_size()), 1)
+    pieces = []
+    for start in range(0, q.shape[2], rows):
+        piece = q[:, :, start : start + rows]
+        seen = None
+        if causal:
+            places = torch.arange(start, start + piece.shape[2], device=q.device)
+            seen = places[:, None] >= torch.arange(k.shape[2], device=q.device)
+        pieces.append(F.scaled_dot_product_attention(piece, k, v, seen, enable_gqa=grouped))
+    return torch.cat(pieces, dim=2)
+
+
+SCORES = 128 * 2**20
+"""Bytes of a matrix of scores that is worked on at a time; some three of them are alive."""
+
+SCORES_ALIVE = 4 * SCORES
+
+
+@cache
+def keeps_scores(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention on a device writes its scores out. Fused kernels work on CPUs, and on NVIDIA GPUs from Ampere on in any
+    format, before that not in bfloat16.
+    """
+    if device.type == "cuda":
+        return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0)
+    return device.type not in ("cpu", "meta")
 
 
 def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

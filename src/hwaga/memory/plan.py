@@ -136,6 +136,7 @@ class PartPlan:
         slots, slot_bytes: for streaming, in the part's phases.
         moved_bytes: brought to the device for a request.
         pinned_bytes: of the host.
+        file_bytes: of weights that come from the files at each request.
         reason: of the mode, for people.
     """
 
@@ -151,6 +152,7 @@ class PartPlan:
     slot_bytes: int
     moved_bytes: int
     pinned_bytes: int
+    file_bytes: int
     reason: str
 
     @property
@@ -219,6 +221,16 @@ class Plan:
         """Weights kept in page-locked memory of the host."""
         return sum(part.pinned_bytes for part in self.parts)
 
+    @property
+    def file_bytes(self) -> int:
+        """Weights that come from the files at each request."""
+        return sum(part.file_bytes for part in self.parts)
+
+    @property
+    def page_cache_bytes(self) -> int:
+        """What is left of the host for the page cache, which files are read through."""
+        return max(self.budget.host_bytes - self.peak_ram_bytes, 0)
+
     def vram_bytes(self, phase: PhasePlan) -> int:
         """Of a GPU, in a phase."""
         return 0 if self.budget.device == "cpu" else phase.nbytes
@@ -243,6 +255,8 @@ class Plan:
             "peak_ram_bytes": self.peak_ram_bytes,
             "moved_bytes": self.moved_bytes,
             "pinned_bytes": self.pinned_bytes,
+            "file_bytes": self.file_bytes,
+            "page_cache_bytes": self.page_cache_bytes,
             "budget": asdict(self.budget),
             "parts": [asdict(part) | {"source": part.source} for part in self.parts],
             "phases": [
@@ -438,6 +452,7 @@ def _written(demand: Demand, budget: Budget, chosen: Sequence[_Choice], ways: Se
 def _part_plan(part: _Choice, pinned: list[int], rest_pinned: bool, budget: Budget) -> PartPlan:
     size, away = part.size, part.away
     pinned_bytes = sum(size.blocks[i] for i in pinned) + size.rest * rest_pinned
+    away_bytes = sum(size.blocks[i] for i in away) + size.rest * (not part.rest_stays)
     times = "once" if part.passes == 1 else f"{part.passes} times"
     total = len(size.blocks)
     if part.rest_stays and not away:
@@ -457,5 +472,5 @@ def _part_plan(part: _Choice, pinned: list[int], rest_pinned: bool, budget: Budg
             reason += f", as the host has {budget.pinned_bytes / 2**30:.1f} GiB to lock"
     return PartPlan(
         size.name, mode, total, size.quantized, part.stays, tuple(pinned), rest_pinned, part.stays_bytes, part.slots,
-        part.slot_bytes, part.moved, pinned_bytes, reason,
+        part.slot_bytes, part.moved, pinned_bytes, away_bytes - pinned_bytes, reason,
     )  # fmt: skip

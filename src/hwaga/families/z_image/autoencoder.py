@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
 from hwaga.families.z_image.tiles import tiled
-from hwaga.kernels.reference import group_norm_silu, upsample_conv
+from hwaga.kernels.reference import attend, group_norm_silu, upsample_conv
 from hwaga.weights.config import ConfigValues
 
 NORM_EPS = 1e-6
@@ -119,7 +119,7 @@ class SpatialAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.group_norm(x).flatten(2).transpose(1, 2)
         q, k, v = (project(tokens)[:, None] for project in (self.to_q, self.to_k, self.to_v))
-        mixed = self.to_out[0](F.scaled_dot_product_attention(q, k, v)[:, 0])
+        mixed = self.to_out[0](attend(q, k, v)[:, 0])
         return cast(Tensor, x + mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 

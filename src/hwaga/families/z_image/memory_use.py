@@ -1,8 +1,8 @@
 """What Z-Image's networks take beside their weights, by the sizes of pictures.
 
-The factors were read off an H100 (torch 2.11, bfloat16), as the peak of what was allocated over what lay there before; the
-script is ``benchmarks/working_memory.py``. In float32 each number takes twice as much and fewer copies are made, so that they
-hold there too.
+The factors were read off an H100 (torch 2.11, bfloat16), as the peak of what was allocated over what lay there before. What
+they foretell is held against what is measured in ``benchmarks/gpu_memory.py``, and on the CPU in the tests. In float32 each
+number takes twice as much and fewer copies are made, so that they hold there too.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def phases(
     itemsize: int,
     filling: int,
     writing: Mapping[str, int] = NOTHING,
+    scores: int = 0,
 ) -> tuple[Phase, ...]:
     """The stages of a batch, and what each of them takes.
 
@@ -66,7 +67,9 @@ def phases(
         itemsize: bytes of a number of the model.
         filling: taken beside a unit of weights while it is read.
         writing: by part, taken while a weight is written out for a product.
+        scores: taken by attention that writes its scores out.
     """
+    slack = SLACK + scores
     dim, scale, patch = networks.transformer.dim, networks.autoencoder.scale, networks.transformer.patch
     width = networks.transformer.caption_dim
     latent_bytes = sum(
@@ -92,17 +95,19 @@ def phases(
     sources = [picture for picture in pictures if picture.source]
     found = [
         Phase("load", "", (Work(filling + SLACK),)),
-        Phase("text", "text_encoder", (Work(work["text"] + writing.get("text_encoder", 0) + SLACK),)),
-        Phase("caption", "refiner", (Work(work["caption"] + writing.get("refiner", 0) + SLACK),)),
+        Phase("text", "text_encoder", (Work(work["text"] + writing.get("text_encoder", 0) + slack),)),
+        Phase("caption", "refiner", (Work(work["caption"] + writing.get("refiner", 0) + slack),)),
     ]
     held = refined + latent_bytes + modulation + rotations
     if sources:
         found.append(
-            Phase("source", "vae", _in_tiles(sources, ENCODER * networks.autoencoder.channels[0], itemsize, held))
+            Phase(
+                "source", "vae", _in_tiles(sources, ENCODER * networks.autoencoder.channels[0], itemsize, held + scores)
+            )
         )
-    found.append(Phase("denoise", "denoiser", (Work(work["denoise"] + writing.get("denoiser", 0) + SLACK),)))
+    found.append(Phase("denoise", "denoiser", (Work(work["denoise"] + writing.get("denoiser", 0) + slack),)))
     found.append(
-        Phase("decode", "vae", _in_tiles(pictures, DECODER * networks.autoencoder.channels[0], itemsize, held))
+        Phase("decode", "vae", _in_tiles(pictures, DECODER * networks.autoencoder.channels[0], itemsize, held + scores))
     )
     return tuple(found)
 

@@ -16,6 +16,7 @@ from hwaga.families.z_image.memory_use import Networks, phases
 from hwaga.families.z_image.text_encoder import Qwen3Encoder
 from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
+from hwaga.kernels.reference import SCORES_ALIVE, keeps_scores
 from hwaga.memory.plan import Demand, PartSize
 from hwaga.sampling.euler import Derivative
 from hwaga.sampling.schedule import drop_first, flow_match
@@ -126,10 +127,11 @@ class ZImageModel:
                 )
             )
         filling = max(size.filling for size in sizes)
+        scores = SCORES_ALIVE if keeps_scores(self.device, self.dtype) else 0
         writing = {
             name: max(unit.writing_bytes for unit in (rest, *blocks)) for name, (rest, blocks) in self.parts.items()
         }
-        stages = phases(self.networks, pictures, steps, self.dtype.itemsize, filling, writing)
+        stages = phases(self.networks, pictures, steps, self.dtype.itemsize, filling, writing, scores)
         # The picture on its way to the file, and the one it starts from; and the ring that weights are read through.
         host = sum(16 * picture.width * picture.height for picture in pictures) + CHUNK * THREADS
         return Demand(tuple(sizes), stages, steps, kept, host)
