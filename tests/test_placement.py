@@ -337,7 +337,7 @@ def test_refused_before_any_work(engine: Engine, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DoesNotFitError, match=r"2 of these pictures at a time would fit\."):
         engine.generate_many(batch)
     give(monkeypatch, one - 1)
-    with pytest.raises(DoesNotFitError, match=r"One picture of 64x64 \(1:1\) would fit\.") as refused:
+    with pytest.raises(DoesNotFitError, match=r"One picture of 384x384 would fit\.") as refused:
         engine.generate(large)
     assert refused.value.needed == one
     assert isinstance(refused.value, RequestError)

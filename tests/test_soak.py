@@ -33,12 +33,12 @@ def engine() -> Iterator[Engine]:
 
 
 @pytest.mark.parametrize("tight", [False, True], ids=["resident", "streamed"])
-def test_forty_mixed_pictures(tight: bool, soak: ModuleType, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mixed_pictures(tight: bool, soak: ModuleType, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     if tight:
         request = ImageRequest("a red apple", style="anime", width=64, height=64)
         give(monkeypatch, least(monkeypatch, engine, [request]) + 20 * MIB, 20 * MIB)
-    seen = soak.soak(engine, 40, steps=2)
-    assert seen.counts == {"made": 37, "cancelled": 2, "refused": 1}
+    seen = soak.soak(engine, 24, steps=1)
+    assert seen.counts == {"made": 22, "cancelled": 1, "refused": 1}
     figures = seen.figures()
     assert figures["device_drift_bytes"] == 0
     assert soak.failures(figures, timed=False) == []
@@ -55,7 +55,7 @@ def test_growth_would_be_seen(soak: ModuleType, engine: Engine, monkeypatch: pyt
         return decode(self, latents, tile)
 
     monkeypatch.setattr(type(placement_of(engine).model), "decode_latents", leak)
-    figures = soak.soak(engine, 24, steps=1).figures()
+    figures = soak.soak(engine, 22, steps=1).figures()
     assert figures["device_drift_bytes"] > 0
     assert "bytes stayed on the device" in soak.failures(figures, timed=False)[0]
     grown = {**figures, "device_drift_bytes": 0, "host_drift_mib": 65.0, "swap_bytes": 4096, "last_to_first": 1.2}
