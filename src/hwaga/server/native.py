@@ -34,6 +34,9 @@ from hwaga.server.jobs import Job, Kind, Status
 from hwaga.server.picture_formats import converted, thumbnail
 from hwaga.server.refusals import RESPONSES, ErrorDetails, of_job
 
+CACHE_SECONDS = 300
+"""How long a client may show a picture without asking again: a key that was ended, or a picture deleted, is soon gone there too."""
+
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
 
@@ -301,7 +304,7 @@ async def get_image(
     """The picture with the settings that made it inside; a thumbnail is without."""
     data = await front.picture(image, owner)
     tag = f'"{image}-{format}-{quality}-{small:d}"'
-    headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
+    headers = {"ETag": tag, "Cache-Control": f"private, max-age={CACHE_SECONDS}", "Vary": "Authorization"}
     if if_none_match is not None and tag in if_none_match:
         return Response(status_code=304, headers=headers)
     if small:
