@@ -129,9 +129,15 @@ def test_keys(hwaga: Command) -> None:
     assert key in listed
     assert "for the shop" in listed
     assert secret not in listed
-    assert hwaga("keys", "remove", key).code == 0
+    assert "Remove them first" in hwaga.refused("keys", "open")
+    removed = hwaga("keys", "remove", key)
+    assert removed.code == 0
+    assert "hwaga keys open" in removed.err
+    assert "hwaga keys open" in hwaga("keys", "list").err
     assert key not in hwaga("keys", "list").out
     assert "There is no API key" in hwaga.refused("keys", "remove", key)
+    assert "Everyone on this machine is let in" in hwaga("keys", "open").err
+    assert "hwaga keys open" not in hwaga("keys", "list").err
 
 
 def test_another_address_asks_for_the_key(hwaga: Command, tmp_path: Path) -> None:

@@ -348,6 +348,10 @@ def test_keys_and_whose_a_job_is(serve: Serve) -> None:
         assert [j["id"] for j in running.client.get("/v1/jobs", headers=as_a).json()["data"]] == [job]
         running.store.remove_key(first.id)
         refused(running.client.get("/v1/jobs", headers=as_a), 401)
+        running.store.remove_key(running.store.keys()[0].id)
+        refused(running.client.get("/v1/jobs"), 401, "Authorization: Bearer")  # the last key that goes opens nothing
+        running.store.open_to_all()
+        assert running.client.get(f"/v1/jobs/{early}").status_code == 200
 
 
 def test_other_machines_need_a_key_and_a_name(serve: Serve) -> None:

@@ -149,6 +149,8 @@ class Front:
         key: str | None,
     ) -> tuple[Job, int]:
         """Checks a request and takes it in as a job. Returns it and the number of the prompt's tokens."""
+        store = self.dispatcher.store
+        await self.dispatcher.call(store.check_room, owner, len(source or b""), key=key)
         tokens = await asyncio.to_thread(self.check, request)
         if source is not None:
             await asyncio.get_running_loop().run_in_executor(self.decoders, check_picture, source)

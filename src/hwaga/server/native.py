@@ -35,7 +35,7 @@ from hwaga.server.picture_formats import converted, thumbnail
 from hwaga.server.refusals import RESPONSES, ErrorDetails, of_job
 
 CACHE_SECONDS = 300
-"""How long a client may show a picture without asking again: a key that was ended, or a picture deleted, is soon gone there too."""
+"""How long a client may show a picture without asking again: what was deleted is soon gone there too."""
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
