@@ -169,7 +169,7 @@ async def make_job(
         body, source = await read_form(request, JobForm)
     else:
         body = parsed = await read_json(request, JobBody)
-        source = None if parsed.image is None else _decoded(parsed.image)
+        source = None if parsed.image is None else await asyncio.to_thread(_decoded, parsed.image)
     given = {name: getattr(body, name) for name in ("strength", "fit") if getattr(body, name) is not None}
     if source is None and (given or body.steps_scale):
         raise RequestError("strength, fit and steps_scale are about a picture to start from. Send one as image.")
@@ -343,9 +343,15 @@ async def list_loras(front: TheFront, _: Owner) -> list[LoraView]:
     return [LoraView(name=entry.name, model=entry.model, present=entry.file.is_file()) for entry in entries]
 
 
-@router.post("/prompts/compose", tags=["words"], summary="What words come to; nothing is drawn")
-async def compose_prompt(words: Words, front: TheFront, _: Owner) -> Composed:
+@router.post(
+    "/prompts/compose",
+    tags=["words"],
+    summary="What words come to; nothing is drawn",
+    openapi_extra=body_schema(json=Words),
+)
+async def compose_prompt(request: Request, front: TheFront, _: Owner) -> Composed:
     """The prompt that the model would be given, and its length."""
+    words = await read_json(request, Words)
     limit = front.card.limits.tokens
     composition = await asyncio.to_thread(front.composed, words, limit)
     return Composed(
