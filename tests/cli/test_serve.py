@@ -115,7 +115,7 @@ def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyP
     assert "--vram (HWAGA_VRAM) must be a size" in hwaga.refused("serve", "--vram", "much")
     monkeypatch.delitem(sys.modules, "hwaga.server.api", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert "pip install 'hwaga[server]'" in hwaga.refused("serve")
+    assert "pip install '.[server]'" in hwaga.refused("serve")
 
 
 def test_keys(hwaga: Command) -> None:
