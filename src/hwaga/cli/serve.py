@@ -79,7 +79,9 @@ def serve(
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
-        raise ServerError(f"Serving needs {error.name}. Install it in a checkout of Hwaga: pip install '.[server]'") from error
+        raise ServerError(
+            f"Serving needs {error.name}. Install it in a checkout of Hwaga: pip install '.[server]'"
+        ) from error
     with closing(bind(host, port)) as listening:
         store = SqliteStore(settings.server, queue_limit=queue)
         try:
