@@ -40,7 +40,7 @@ settings.load_profile("hwaga")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--examples", type=int, default=300, help="how many requests to make of each operation of the OpenAPI document"
+        "--examples", type=int, default=100, help="how many requests to make of each operation of the OpenAPI document"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import schemathesis
@@ -47,10 +48,16 @@ def drawn(draw: strategies.DrawFn, cases: strategies.SearchStrategy[Any]) -> Any
         return reject()
 
 
+@cache
+def described(url: str) -> Any:
+    """The document of a server, which takes a while to read. Whichever of our servers has that port, it is the same."""
+    return schemathesis.openapi.from_url(url)
+
+
 def check_operation(server: Running, name: str, examples: int) -> None:
     """Sends an operation ("GET /v1/jobs") so many different requests, or all there are where it takes nothing."""
     server.ready()
-    schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+    schema = described(f"{server.url}/openapi.json")
     method, path = name.split()
     operation = schema[path][method]
 

@@ -128,3 +128,27 @@ def test_the_engine_opens_the_settings_model(tmp_path: Path) -> None:
         assert engine.device.type == "cpu"
     with Engine.open(dtype="float32", settings=Settings(dtype="bfloat16", device="cpu")) as engine:
         assert str(engine.dtype) == "torch.float32", "an argument goes over the settings"
+
+
+def test_a_home_that_may_not_be_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service's home may be hidden from it, and nobody has set anything there. A file that was named is another matter."""
+
+    def hidden(path: Path, **_: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", hidden)
+    assert Settings.read({"HOME": str(tmp_path), "HWAGA_MODEL": "mini"}).model == "mini"
+    with pytest.raises(SettingsError, match="cannot be read"):
+        Settings.read({"HWAGA_CONFIG": str(tmp_path / "nothing.toml")})
+
+
+def test_the_unit_looks_into_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    unit = (Path(__file__).parents[1] / "deploy/hwaga.service").read_text()
+    lines = [line.removeprefix("Environment=") for line in unit.splitlines() if line.startswith("Environment=")]
+    environment = dict(item.split("=", 1) for line in lines for item in line.split())
+    settings = Settings.read(environment)
+    assert settings.server == Path("/var/lib/hwaga/server")
+    assert replace(settings, data_dir="") == Settings(model="z-image-turbo")
+    assert environment["XDG_CONFIG_HOME"] == "/etc"
+    assert Settings.read({**environment, "HWAGA_DATA_DIR": ""}).server == settings.server

@@ -85,7 +85,7 @@ class Settings:
         path = _home(named) if named else _platform_folder("CONFIG", environment) / "config.toml"
         names = [field.name for field in fields(cls)]
         values: dict[str, str] = {}
-        if named or path.is_file():
+        if named or _is_file(path):
             try:
                 table = tomllib.loads(path.read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -134,6 +134,13 @@ def _platform_folder(kind: str, environment: Mapping[str, str]) -> Path:
         return Path("~/Library/Application Support/hwaga").expanduser()
     default = {"DATA": "~/.local/share", "CONFIG": "~/.config"}[kind]
     return Path(environment.get(f"XDG_{kind}_HOME") or default).expanduser() / "hwaga"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a home that this process may not look into, as a service's; before Python 3.14 that is raised
+        return False
 
 
 def _home(path: str) -> Path:

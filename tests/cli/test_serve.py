@@ -115,7 +115,7 @@ def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyP
     assert "--vram (HWAGA_VRAM) must be a size" in hwaga.refused("serve", "--vram", "much")
     monkeypatch.delitem(sys.modules, "hwaga.server.api", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert "pip install 'hwaga[server]'" in hwaga.refused("serve")
+    assert "pip install '.[server]'" in hwaga.refused("serve")
 
 
 def test_keys(hwaga: Command) -> None:
@@ -129,9 +129,15 @@ def test_keys(hwaga: Command) -> None:
     assert key in listed
     assert "for the shop" in listed
     assert secret not in listed
-    assert hwaga("keys", "remove", key).code == 0
+    assert "Remove them first" in hwaga.refused("keys", "open")
+    removed = hwaga("keys", "remove", key)
+    assert removed.code == 0
+    assert "hwaga keys open" in removed.err
+    assert "hwaga keys open" in hwaga("keys", "list").err
     assert key not in hwaga("keys", "list").out
     assert "There is no API key" in hwaga.refused("keys", "remove", key)
+    assert "Everyone on this machine is let in" in hwaga("keys", "open").err
+    assert "hwaga keys open" not in hwaga("keys", "list").err
 
 
 def test_another_address_asks_for_the_key(hwaga: Command, tmp_path: Path) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import socket
 import sqlite3
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
+from starlette import formparsers
 
 from hwaga.errors import StoreError, StoreFullError
 from hwaga.image_file import read_settings
-from hwaga.server import event_stream, security
+from hwaga.server import drawing, event_stream, security
 from hwaga.server.json_log import JsonLines
 from hwaga.server.security import Access
 
@@ -89,7 +92,8 @@ def test_a_picture_in_every_form(server: Running, tmp_path: Path) -> None:
         with Image.open(file) as picture:
             assert picture.format == format.upper()
         assert read_settings(file)["request"] == {"prompt": "a cat"}
-        assert "immutable" in answer.headers["cache-control"]
+        assert answer.headers["cache-control"] == "private, max-age=300"
+        assert answer.headers["vary"] == "Authorization"
         again = server.client.get(url, params={"format": format}, headers={"If-None-Match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
     small = server.client.get(url, params={"thumbnail": 1, "format": "webp"})
@@ -347,6 +351,10 @@ def test_keys_and_whose_a_job_is(serve: Serve) -> None:
         assert [j["id"] for j in running.client.get("/v1/jobs", headers=as_a).json()["data"]] == [job]
         running.store.remove_key(first.id)
         refused(running.client.get("/v1/jobs", headers=as_a), 401)
+        running.store.remove_key(running.store.keys()[0].id)
+        refused(running.client.get("/v1/jobs"), 401, "Authorization: Bearer")  # the last key that goes opens nothing
+        running.store.open_to_all()
+        assert running.client.get(f"/v1/jobs/{early}").status_code == 200
 
 
 def test_other_machines_need_a_key_and_a_name(serve: Serve) -> None:
@@ -365,6 +373,9 @@ def test_a_full_queue(serve: Serve, tmp_path: Path) -> None:
         answer = running.client.post("/v1/jobs", json={"prompt": "a dog"})
         assert refused(answer, 429, "Try again later")["type"] == "rate_limit_error"
         assert int(answer.headers["retry-after"]) >= 1
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(drawing, "check_picture", None)  # nothing is decoded that cannot be taken in
+            refused(running.client.post("/v1/jobs", data={"prompt": "a dog"}, files={"image": png()}), 429)
         # The picture that is being drawn is finished, and what waits is kept; but nothing new is taken.
         running.drain(until=tmp_path / "go")
         refused(running.client.post("/v1/jobs", json={"prompt": "a dog"}), 503, "being stopped")
@@ -486,3 +497,46 @@ def test_a_client_that_stops_in_mid_body(server: Running, caplog: pytest.LogCapt
         connection.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
     assert server.client.get("/health/live").status_code == 200
     assert "failed" not in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs", "/v1/images/generations", "/v1/prompts/compose"])
+def test_bodies_that_would_keep_the_parser_busy(server: Running, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    def send(text: str) -> str:
+        answer = server.client.post(path, content=text, headers={"Content-Type": "application/json"})
+        assert len(answer.content) < 2000
+        assert answer.status_code == 400
+        return str(answer.json()["error"]["message"])
+
+    few = "".join(f', "a{place}": 1' for place in range(20_000))
+    message = send('{"prompt": "a cat"' + few + "}")
+    assert "a4 is not a field" in message
+    assert "a5 " not in message
+    assert len(send('{"' + 900_000 * "a" + '": 1}')) < 300
+    assert "lora.0" in send('{"prompt": "a cat", "avoid": [], "lora": [' + "1, " * 10_000 + "1]}") or "compose" in path
+    assert "avoid.0" in send('{"prompt": "a cat", "avoid": [' + "1, " * 10_000 + "1]}")
+    monkeypatch.setattr(drawing, "json", None)  # what is too much is not parsed at all
+    for much in ("[" * 300_000, ", " * 140_000, "\\u0041" * 140_000 + 130_000 * ":", " " * 300_000):
+        assert "signs and spaces" in send('{"prompt": "' + much)
+
+
+def test_the_longest_prompts_and_escaped_base64_are_parsed(server: Running) -> None:
+    longest = "\U0001f34e" * 32_000
+    for text in (json.dumps({"prompt": longest}), json.dumps({"prompt": longest}, ensure_ascii=False)):
+        answer = server.client.post(
+            "/v1/prompts/compose", content=text.encode(), headers={"Content-Type": "application/json"}
+        )
+        assert "signs and spaces" not in answer.text
+    text = '{"prompt": "a cat", "image": "' + "\\/" * 400_000 + '"}'
+    answer = server.client.post("/v1/jobs", content=text, headers={"Content-Type": "application/json"})
+    assert refused(answer, 400, param="image")["code"] == "source_image"
+
+
+def test_a_full_disk_of_temporary_files(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(tempfile.SpooledTemporaryFile[bytes]):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(formparsers, "SpooledTemporaryFile", Full)
+    for path in ("/v1/jobs", "/v1/images/edits"):
+        answer = server.client.post(path, data={"prompt": "a cat"}, files={"image": b"a picture"})
+        assert "temporary files is full" in refused(answer, 507)["message"]

@@ -457,3 +457,20 @@ def _mask(process: int, name: str) -> int:
 
 def _state(process: int) -> str:
     return _status(process).get("State", "")[:1]
+
+
+def test_a_worker_limits_its_arenas_before_it_begins() -> None:
+    """In a process of its own: what main sets holds for the whole of it."""
+    code = """
+import socket, sys
+from hwaga.server import worker
+done = []
+worker.limit_arenas = lambda: done.append("arenas")
+worker.Worker.run = lambda self: done.append("run")
+ours, theirs = socket.socketpair()
+sys.argv = ["worker", str(theirs.detach())]
+worker.main()
+print(*done)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["arenas", "run"]

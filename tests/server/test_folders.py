@@ -82,7 +82,7 @@ def test_a_store_that_fails(serve: Serve, tmp_path: Path, monkeypatch: pytest.Mo
     with serve() as running:
         done = running.submit(prompt="a cat")["id"]
         running.ended(done)
-        for method in ("submit", "get", "jobs", "keys", "counts"):
+        for method in ("submit", "get", "jobs", "asks_for_keys", "check_room", "counts"):
             with monkeypatch.context() as patch:
                 patch.setattr(SqliteStore, method, fail)
                 answers = [

@@ -15,7 +15,7 @@ from hostile_pictures import Sent, hostile_pictures
 from hwaga.errors import SourceImageError, WorkerError
 from hwaga.memory.budget import process_memory
 from hwaga.server import process, strange_pictures
-from hwaga.server.health import _kilobyte_lines
+from hwaga.server.health import kilobyte_lines
 from hwaga.server.strange_pictures import check_picture, decoded_picture
 from hwaga.source_image import SourceImage
 
@@ -102,11 +102,11 @@ def test_the_real_worker_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             for sent in good:  # what is made once at the first job of a kind is no growth
                 assert await drawn(sent) == "succeeded"
             pid = dispatcher.processes[0][0]
-            before = _kilobyte_lines(pid).get("RssAnon", 0)
+            before = kilobyte_lines(pid).get("RssAnon", 0)
             for sent in [*bad, *good]:
                 assert await drawn(sent) == ("succeeded" if sent.size else "SourceImageError"), sent.name
             assert dispatcher.processes[0][0] == pid
-            assert _kilobyte_lines(pid).get("RssAnon", 0) - before < GROWTH
+            assert kilobyte_lines(pid).get("RssAnon", 0) - before < GROWTH
 
     run(test)
 

@@ -33,7 +33,7 @@ from hwaga.errors import (
 )
 from hwaga.image_file import write
 from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, Job, JobStore
-from hwaga.server.store import SqliteStore
+from hwaga.server.store import MIN_AGE, SqliteStore
 
 BODY: dict[str, Any] = {"request": {"prompt": "사과 🍎", "steps": 2}}
 
@@ -289,7 +289,9 @@ def test_expiring_by_age_and_by_size(store: SqliteStore, wall: Clock) -> None:
     running = claimed(store)
     waiting = store.submit("image2image", BODY, source=bytes(1000))
     assert store.expire(max_age=35, max_bytes=10**6) == 1
-    assert store.expire(max_age=35, max_bytes=2200) == 1
+    assert store.expire(max_age=35, max_bytes=0) == 0  # nobody's picture goes before they could fetch it
+    wall.now += MIN_AGE - 15
+    assert store.expire(max_age=1e9, max_bytes=200) == 1  # what waits takes no room from what is finished
     assert store.counts() == {"queued": 1, "running": 1, "succeeded": 2, "failed": 0, "cancelled": 0}
     for job in ended[:2]:
         with pytest.raises(UnknownJobError):
@@ -297,6 +299,7 @@ def test_expiring_by_age_and_by_size(store: SqliteStore, wall: Clock) -> None:
         with pytest.raises(UnknownJobError):
             store.picture(job.images[0])
     assert len(files(store._folder)) == 6
+    wall.now += 100
     assert store.expire(max_age=1e9, max_bytes=0) == 2  # what runs and what waits is never removed
     assert store.source(running.id) == store.source(waiting.id) == bytes(1000)
     assert len(files(store._folder)) == 2
@@ -400,6 +403,67 @@ def test_api_keys(store: SqliteStore, tmp_path: Path) -> None:
     store.close()
     random_part = secret.rpartition("_")[2].encode()
     assert not any(random_part in path.read_bytes() for path in (tmp_path / "server").glob("jobs.sqlite3*"))
+
+
+def test_a_store_that_had_keys_stays_closed(store: SqliteStore, tmp_path: Path) -> None:
+    assert not store.asks_for_keys()
+    key, _ = store.add_key("studio")
+    with pytest.raises(StoreError, match="Remove them first"):
+        store.open_to_all()
+    store.remove_key(key.id)
+    assert (store.keys(), store.asks_for_keys()) == ([], True)
+    with closing(SqliteStore(tmp_path / "server")) as again:
+        assert again.asks_for_keys()
+        again.open_to_all()
+    assert not store.asks_for_keys()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_store_of_the_first_schema_is_taken_over(store: SqliteStore, tmp_path: Path, closed: bool) -> None:
+    job = store.submit("text2image", BODY)
+    if closed:
+        store.add_key("studio")
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "server/jobs.sqlite3")) as db:
+        db.execute("DROP TABLE closed")
+        db.execute("PRAGMA user_version = 1")
+    with closing(SqliteStore(tmp_path / "server")) as again:
+        assert again.asks_for_keys() == closed
+        assert again.get(job.id) == job
+
+
+def test_one_key_cannot_fill_the_queue(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "server", queue_limit=4)) as store:
+        for place in range(3):
+            store.check_room("greedy")
+            store.submit("text2image", BODY, owner="greedy", key=str(place))
+        with pytest.raises(QueueFullError, match="of your jobs wait already, and 3 may"):
+            store.check_room("greedy")
+        with pytest.raises(QueueFullError):
+            store.submit("text2image", BODY, owner="greedy")
+        store.check_room("greedy", key="2")  # it is there already
+        store.submit("text2image", BODY, owner="other")
+        with pytest.raises(QueueFullError, match="4 jobs wait already"):
+            store.check_room("third")
+    with closing(SqliteStore(tmp_path / "open", queue_limit=4)) as store:
+        for _ in range(4):  # where nobody has a key, there is nobody to share with
+            store.submit("text2image", BODY)
+
+
+def test_pictures_that_wait_take_so_much_room(tmp_path: Path) -> None:
+    with closing(SqliteStore(tmp_path / "server", max_sources=100)) as store:
+        store.submit("image2image", BODY, source=bytes(60))
+        with pytest.raises(StoreFullError, match="take 60 bytes"):
+            store.submit("image2image", BODY, source=bytes(41))
+        with pytest.raises(StoreFullError):
+            store.check_room("", 41)
+        store.submit("image2image", BODY, source=bytes(40))
+        store.submit("text2image", BODY)
+        first = claimed(store)
+        with pytest.raises(StoreFullError):  # what is being drawn may wait again
+            store.check_room("", 1)
+        store.finish(first.id, 1, [bytes(10)])
+        store.check_room("", 60)
 
 
 def test_a_newer_schema_is_refused(store: SqliteStore, tmp_path: Path) -> None:

@@ -79,7 +79,9 @@ def serve(
     except ModuleNotFoundError as error:
         if error.name not in _EXTRA:
             raise
-        raise ServerError(f"Serving needs {error.name}. Install it with: pip install 'hwaga[server]'") from error
+        raise ServerError(
+            f"Serving needs {error.name}. Install it in a checkout of Hwaga: pip install '.[server]'"
+        ) from error
     with closing(bind(host, port)) as listening:
         store = SqliteStore(settings.server, queue_limit=queue)
         try:
@@ -126,9 +128,11 @@ def add(name: Annotated[str, typer.Argument(help="What it is for, to tell it fro
 def list_keys() -> None:
     """List the API keys, without their secrets."""
     with _store() as store:
-        found = store.keys()
+        found, closed = store.keys(), store.asks_for_keys()
     if not found:
         say("There is none. Make one with `hwaga keys add NAME`.")
+        if closed:
+            say("The server asks for one all the same, as there have been keys. `hwaga keys open` ends that.")
         return
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     for key in found:
@@ -141,6 +145,20 @@ def remove(key: Annotated[str, typer.Argument(help="The id that `hwaga keys list
     """End an API key. Its jobs and pictures stay until they expire, and nobody sees them."""
     with _store() as store:
         store.remove_key(key)
+        last = not store.keys()
+    if last:
+        say(
+            "That was the last key. The server goes on asking for one: make another with `hwaga keys add NAME`, or let "
+            "everyone on this machine in with `hwaga keys open`."
+        )
+
+
+@keys.command(name="open")
+def open_to_all() -> None:
+    """Ask for no key any more, on this machine alone. Keys must have been removed first."""
+    with _store() as store:
+        store.open_to_all()
+    say("Everyone on this machine is let in, until the next `hwaga keys add NAME`.")
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """The process that decodes one picture from a stranger, and ends.
 
 ``python -m hwaga.server.decoder check|decode`` reads the picture's bytes from standard input. It writes a line of JSON,
-{"width", "height"} or {"error": message}, and after ``decode`` the pixels, as rows of RGB. Memory and time are limited by the
-kernel, so a file that a decoder chokes on, or that takes one over, ends this process and no other.
+{"width", "height"} or {"error": message}, and after ``decode`` the pixels, as rows of RGB. The kernel limits its memory, its
+time on the CPU and the files that it may write (none), so a file that a decoder chokes on ends this process and no other.
+
+That is no sandbox: a file that takes a decoder over runs code as the server's user, who can read what that user can.
 """
 
 from __future__ import annotations

@@ -187,13 +187,21 @@ class Dispatcher:
         Raises:
             ServerStoppingError: this stops.
         """
-        if self._stopping.is_set():
-            raise ServerStoppingError("The server is being stopped. Try again when it is back.")
+        self._refuse_at_stop()
         job = await self.call(self.store.submit, kind, body, owner=owner, source=source, key=key)
         for slot in self._slots:
             slot.wake.set()
         await self._publish_places()
         return job
+
+    async def check_room(self, owner: str, size: int, *, key: str | None) -> None:
+        """As ``JobStore.check_room``. Raises ServerStoppingError as ``submit`` does."""
+        self._refuse_at_stop()
+        await self.call(self.store.check_room, owner, size, key=key)
+
+    def _refuse_at_stop(self) -> None:
+        if self._stopping.is_set():
+            raise ServerStoppingError("The server is being stopped. Try again when it is back.")
 
     async def cancel(self, job: str) -> Job:
         """As ``JobStore.cancel``. The worker stops within one step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import re
 from collections import Counter
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from hwaga.cards import ModelCard
-from hwaga.errors import RequestError, SizeError, SourceImageError, UnknownJobError
+from hwaga.errors import RequestError, SizeError, SourceImageError, StoreFullError, UnknownJobError
 from hwaga.loras import LoraLibrary
 from hwaga.prompt import Composition, Library, compose
 from hwaga.request import MAX_SEED, ImageRequest
@@ -35,6 +36,13 @@ DECODERS = 2
 MAX_PROMPT = 32_000
 """Most characters of a prompt: several times what any limit of tokens admits."""
 
+MAX_MARKS = 2**18
+"""Most bytes of a body of JSON that are not letters, digits or signs of base64. What parsing takes grows with those, and the
+longest prompt, in any script, has half as many."""
+
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
+_TOLD = 5  # unknown fields that a refusal may name
+
 Name = Annotated[str, Field(max_length=200)]
 
 
@@ -47,7 +55,7 @@ class Words(BaseModel):
     prompt: str = Field(max_length=MAX_PROMPT, description="What to draw, in your own words.", examples=["a red apple"])
     style: Name | None = Field(None, description="A style (GET /v1/styles), or auto.")
     industry: Name | None = Field(None, description="A business (GET /v1/industries), or auto.")
-    avoid: list[Name] = Field([], max_length=32, description="Things not wanted, as text or people.")
+    avoid: list[Name] = Field([], max_length=32, fail_fast=True, description="Things not wanted, as text or people.")
     use: Name | None = Field(None, description="Where it will be shown: feed, story, banner or poster.")
     style_fallback: bool = Field(False, description="Go on without the style's LoRA where it is absent.")
 
@@ -63,7 +71,9 @@ class Drawing(Words):
     steps: int | None = Field(
         None, ge=1, le=1000, description="Forwards of the denoiser; the model's default unless given."
     )
-    lora: list[Name] = Field([], max_length=16, description="LoRAs as NAME or NAME:WEIGHT (GET /v1/loras).")
+    lora: list[Name] = Field(
+        [], max_length=16, fail_fast=True, description="LoRAs as NAME or NAME:WEIGHT (GET /v1/loras)."
+    )
     max_tokens: int | None = Field(None, ge=1, description="Raises the prompt's limit, as far as the model goes.")
 
     def request(self, **more: Any) -> ImageRequest:
@@ -149,6 +159,7 @@ class Front:
         key: str | None,
     ) -> tuple[Job, int]:
         """Checks a request and takes it in as a job. Returns it and the number of the prompt's tokens."""
+        await self.dispatcher.check_room(owner, len(source or b""), key=key)  # before pictures are decoded
         tokens = await asyncio.to_thread(self.check, request)
         if source is not None:
             await asyncio.get_running_loop().run_in_executor(self.decoders, check_picture, source)
@@ -214,10 +225,25 @@ async def read_json(request: Request, model: type[Body]) -> Body:
     """A body of JSON, which says that it is: a page of another site can send other types unasked. RequestValidationError."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RequestValidationError([{"type": "model_type", "loc": ("body",), "msg": ""}])
+    return await asyncio.to_thread(_parsed, await request.body(), model)
+
+
+def _parsed(body: bytes, model: type[Body]) -> Body:
+    # Threads take turns but between calls of C code, and the parser is one: a body that it is long at stops everyone. So that
+    # is told beforehand, by what is cheap to count. Some encoders write \/ for the / of base64.
+    marks = len(body.translate(None, _BASE64)) - body.count(b"\\/")
+    if marks > MAX_MARKS:
+        raise RequestError(
+            f"The body has {marks:,} bytes of signs and spaces, and {MAX_MARKS:,} are the most. Send less."
+        )
     try:
-        values = json.loads(await request.body())
+        values = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise RequestValidationError([{"type": "json_invalid", "loc": ("body",), "msg": ""}]) from error
+    if isinstance(values, dict):  # each unknown field is an error, and the first few say it all
+        unknown = [name for name in values if name not in model.model_fields]
+        for name in unknown[_TOLD:]:
+            del values[name]
     return _validated(model, values, strict=True)
 
 
@@ -227,7 +253,17 @@ async def read_form(request: Request, model: type[Body]) -> tuple[Body, bytes | 
     Raises:
         RequestValidationError: a field that is not the model's, or a bad value.
         RequestError: several pictures, or a file in another field.
+        StoreFullError: the disk of temporary files, where large parts wait, is full.
     """
+    try:
+        return await _read_form(request, model)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreFullError("The disk of temporary files is full, so that no upload fits. Free some space.") from error
+
+
+async def _read_form(request: Request, model: type[Body]) -> tuple[Body, bytes | None]:
     values: dict[str, Any] = {}
     pictures = []
     async with request.form(max_files=4, max_fields=200) as form:

@@ -83,9 +83,14 @@ class JobStore(Protocol):
             key: an idempotency key of the owner. The same key and request give the same job again.
 
         Raises:
-            QueueFullError: as many jobs wait as may wait.
+            QueueFullError: as many jobs wait as may wait, in all or of one owner who has a key.
             IdempotencyConflictError: the key stands for another request.
-            StoreFullError: the disk is full.
+            StoreFullError: the disk is full, or pictures to start from take as much room as they may.
+        """
+
+    def check_room(self, owner: str, size: int = 0, *, key: str | None = None) -> None:
+        """Raises what ``submit`` would for want of room, of a job with so many bytes to start from, before work goes into it.
+        A job that is there already, by its idempotency key, needs none.
         """
 
     def get(self, job: str) -> Job:
@@ -145,7 +150,8 @@ class JobStore(Protocol):
 
     def expire(self, max_age: float, max_bytes: int) -> int:
         """Removes ended jobs with their pictures, oldest first: those older than ``max_age`` seconds, and as many as it takes
-        for all pictures to fit into ``max_bytes``. Returns how many.
+        for the pictures of ended jobs to fit into ``max_bytes``, though none that ended in the last ten minutes.
+        Returns how many.
         """
 
     def add_key(self, name: str) -> tuple[ApiKey, str]:
@@ -153,6 +159,12 @@ class JobStore(Protocol):
 
     def keys(self) -> list[ApiKey]:
         """All API keys, oldest first."""
+
+    def asks_for_keys(self) -> bool:
+        """Whether there has ever been an API key, since ``open_to_all`` at the latest: removing the last one opens nothing."""
+
+    def open_to_all(self) -> None:
+        """Asks for no key any more. StoreError while there are keys."""
 
     def remove_key(self, key: str) -> None:
         """Ends an API key, by its id; its jobs stay. UnknownJobError."""

@@ -34,6 +34,9 @@ from hwaga.server.jobs import Job, Kind, Status
 from hwaga.server.picture_formats import converted, thumbnail
 from hwaga.server.refusals import RESPONSES, ErrorDetails, of_job
 
+CACHE_SECONDS = 300
+"""How long a client may show a picture without asking again: what was deleted is soon gone there too."""
+
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
 
@@ -166,7 +169,7 @@ async def make_job(
         body, source = await read_form(request, JobForm)
     else:
         body = parsed = await read_json(request, JobBody)
-        source = None if parsed.image is None else _decoded(parsed.image)
+        source = None if parsed.image is None else await asyncio.to_thread(_decoded, parsed.image)
     given = {name: getattr(body, name) for name in ("strength", "fit") if getattr(body, name) is not None}
     if source is None and (given or body.steps_scale):
         raise RequestError("strength, fit and steps_scale are about a picture to start from. Send one as image.")
@@ -301,7 +304,7 @@ async def get_image(
     """The picture with the settings that made it inside; a thumbnail is without."""
     data = await front.picture(image, owner)
     tag = f'"{image}-{format}-{quality}-{small:d}"'
-    headers = {"ETag": tag, "Cache-Control": "private, max-age=31536000, immutable"}
+    headers = {"ETag": tag, "Cache-Control": f"private, max-age={CACHE_SECONDS}", "Vary": "Authorization"}
     if if_none_match is not None and tag in if_none_match:
         return Response(status_code=304, headers=headers)
     if small:
@@ -340,9 +343,15 @@ async def list_loras(front: TheFront, _: Owner) -> list[LoraView]:
     return [LoraView(name=entry.name, model=entry.model, present=entry.file.is_file()) for entry in entries]
 
 
-@router.post("/prompts/compose", tags=["words"], summary="What words come to; nothing is drawn")
-async def compose_prompt(words: Words, front: TheFront, _: Owner) -> Composed:
+@router.post(
+    "/prompts/compose",
+    tags=["words"],
+    summary="What words come to; nothing is drawn",
+    openapi_extra=body_schema(json=Words),
+)
+async def compose_prompt(request: Request, front: TheFront, _: Owner) -> Composed:
     """The prompt that the model would be given, and its length."""
+    words = await read_json(request, Words)
     limit = front.card.limits.tokens
     composition = await asyncio.to_thread(front.composed, words, limit)
     return Composed(

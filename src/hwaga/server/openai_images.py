@@ -31,6 +31,7 @@ from hwaga.server.drawing import (
     TheFront,
     body_schema,
     read_form,
+    read_json,
 )
 from hwaga.server.event_stream import CONTENT, EventStream, frame, left
 from hwaga.server.jobs import Job
@@ -131,11 +132,18 @@ async def get_model(model: str, front: TheFront, _: Owner) -> Model:
     return _model(front, model)
 
 
-@router.post("/images/generations", summary="Make pictures from words", responses=STREAMED, response_model=None)
+@router.post(
+    "/images/generations",
+    summary="Make pictures from words",
+    responses=STREAMED,
+    response_model=None,
+    openapi_extra=body_schema(json=Generation),
+)
 async def generate(
-    body: Generation, request: Request, front: TheFront, owner: Owner, idempotency_key: IdempotencyKey = None
+    request: Request, front: TheFront, owner: Owner, idempotency_key: IdempotencyKey = None
 ) -> Response | Pictures:
     """As OpenAI's."""
+    body = await read_json(request, Generation)
     return await _answer(front, request, body, owner, None, idempotency_key)
 
 

@@ -43,6 +43,7 @@ PARAMETERS: dict[type[HwagaError], str] = {
 """The field that an error is about, where its class tells."""
 
 MAX_RETRY_AFTER = 3600
+MAX_FIELD = 100
 
 
 class ErrorDetails(BaseModel):
@@ -116,6 +117,8 @@ def readable(failures: list[Any]) -> tuple[str, str | None]:
     for failure in failures[:5]:
         place = [str(part) for part in failure["loc"] if part not in ("body", "query", "path", "header")]
         field = ".".join(place)
+        if len(field) > MAX_FIELD:  # a client's own text: it need not all come back
+            field = f"{field[:MAX_FIELD]}…"
         if failure["type"] == "json_invalid":
             lines.append("The body is not valid JSON.")
             continue

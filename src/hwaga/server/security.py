@@ -50,7 +50,7 @@ class Access:
 
     Attributes:
         hosts: names that the server answers to, without ports, beside those of the loopback.
-        anonymous: anyone is, as long as there is no API key.
+        anonymous: anyone is, until there is an API key. When the last one is removed, nobody is.
         per_minute: how often each key may ask for work, which is what POST does; who comes without one shares with all others.
     """
 
@@ -128,7 +128,7 @@ class Gate:
 
     async def _owner(self, headers: Headers) -> str:
         store = self._dispatcher.store
-        if self._access.anonymous and not await self._dispatcher.call(store.keys):
+        if self._access.anonymous and not await self._dispatcher.call(store.asks_for_keys):
             return ""
         scheme, _, secret = headers.get("authorization", "").partition(" ")
         owner = await self._dispatcher.call(store.owner_of, secret.strip()) if scheme.lower() == "bearer" else None

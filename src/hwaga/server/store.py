@@ -39,9 +39,18 @@ from hwaga.errors import (
 from hwaga.image_file import write
 from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, ApiKey, Job, Kind, Status
 
+MIN_AGE = 600.0
+"""Seconds that a picture is there for whoever asked for it, however little room there is."""
+
 _RECENT = 20  # finished jobs that the expected wait is measured on
 _BUSY_SECONDS = 10
-_VERSION = 1
+_VERSION = 2
+_SINCE_1 = "CREATE TABLE closed (once INTEGER PRIMARY KEY CHECK (once = 1)) STRICT;"  # a row: who has no key is refused
+_UPGRADE = f"""
+{_SINCE_1}
+INSERT INTO closed SELECT 1 FROM api_keys LIMIT 1;
+PRAGMA user_version = {_VERSION};
+"""
 _SCHEMA = f"""
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of arrival, which a clock that is set back does not change
@@ -66,6 +75,7 @@ CREATE TABLE pictures (
 CREATE INDEX pictures_by_job ON pictures (job, position);
 CREATE TABLE owners (owner TEXT PRIMARY KEY, served INTEGER NOT NULL) STRICT;
 CREATE TABLE api_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, sha256 BLOB NOT NULL, created REAL NOT NULL) STRICT;
+{_SINCE_1}
 PRAGMA user_version = {_VERSION};
 """
 _FULL = "The disk that holds jobs and pictures is full. Free some space; what is there already is unharmed."
@@ -80,12 +90,18 @@ SELECT id FROM (
 """
 
 
+_SOURCES_OF_WORK = f"""
+FROM pictures JOIN jobs ON jobs.id = job WHERE role = 'sources' AND status NOT IN {TERMINAL}
+"""
+
+
 class SqliteStore:
     """Jobs in a folder of this machine; several threads and processes may use it at once.
 
     Args:
         folder: is made if it is not there.
-        queue_limit: most jobs that may wait.
+        queue_limit: most jobs that may wait; of one API key, three quarters of that.
+        max_sources: most bytes of pictures to start from, of jobs that have not ended.
         clock, boot: the monotonic clock of leases, and what tells one start of the machine from the next.
         wall: the clock of ``created``, ``started`` and ``finished``.
 
@@ -98,11 +114,12 @@ class SqliteStore:
         folder: Path,
         *,
         queue_limit: int = 1000,
+        max_sources: int = 10 * 2**30,
         clock: Callable[[], float] = time.monotonic,
         boot: str | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._folder, self._queue_limit = folder, queue_limit
+        self._folder, self._queue_limit, self._max_sources = folder, queue_limit, max_sources
         self._clock, self._boot, self._wall = clock, boot or _boot_id(), wall
         self._lock = threading.Lock()
         if sqlite3.sqlite_version_info < (3, 37):
@@ -139,8 +156,9 @@ class SqliteStore:
         self._db.execute("PRAGMA synchronous = FULL")  # each commit reaches the disk before it returns
         self._db.execute("PRAGMA foreign_keys = ON")
         with self._transaction() as db:
-            if db.execute("PRAGMA user_version").fetchone()[0] == 0:  # asked again: another process may have been here
-                for statement in _SCHEMA.split(";\n"):
+            version = db.execute("PRAGMA user_version").fetchone()[0]  # asked again: another process may have been here
+            if version < _VERSION:
+                for statement in (_UPGRADE if version else _SCHEMA).split(";\n"):
                     db.execute(statement)
 
     def _sweep(self) -> None:
@@ -165,9 +183,7 @@ class SqliteStore:
                 if again["fingerprint"] != fingerprint:
                     raise IdempotencyConflictError("This idempotency key stands for another request. Use a new key.")
                 return self._job(again["id"])
-            waiting = db.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()[0]
-            if waiting >= self._queue_limit:
-                raise QueueFullError(f"{waiting} jobs wait already, as many as may. Try again later.")
+            self._check_room(owner, len(source or b""))
             now = self._wall()
             job = f"{int(now * 1000):012x}{secrets.token_hex(16)}"
             db.execute(
@@ -177,6 +193,29 @@ class SqliteStore:
             if source is not None:
                 self._keep(job, "sources", [source])
             return self._job(job)
+
+    def check_room(self, owner: str, size: int = 0, *, key: str | None = None) -> None:
+        with self._reading() as db:
+            known = "SELECT 1 FROM jobs WHERE owner = ? AND idempotency_key = ?"
+            if db.execute(known, (owner, key)).fetchone() is None:
+                self._check_room(owner, size)
+
+    def _check_room(self, owner: str, size: int) -> None:
+        limit = self._queue_limit
+        waiting, own = self._db.execute(
+            "SELECT count(*), count(*) FILTER (WHERE owner = ?) FROM jobs WHERE status = 'queued'", (owner,)
+        ).fetchone()
+        if waiting >= limit:
+            raise QueueFullError(f"{waiting} jobs wait already, as many as may. Try again later.")
+        if owner and own >= (share := max(1, limit * 3 // 4)):  # who comes without a key shares with nobody
+            raise QueueFullError(f"{own} of your jobs wait already, and {share} may of one key. Try again later.")
+        if size:
+            held = self._db.execute(f"SELECT coalesce(sum(bytes), 0) {_SOURCES_OF_WORK}").fetchone()[0]
+            if held + size > self._max_sources:
+                raise StoreFullError(
+                    f"Pictures to start from take {held:,} bytes, of jobs that wait, and {self._max_sources:,} are the most. "
+                    "Try again when some are done."
+                )
 
     def get(self, job: str) -> Job:
         with self._reading():
@@ -291,15 +330,19 @@ class SqliteStore:
 
     def expire(self, max_age: float, max_bytes: int) -> int:
         with self._transaction() as db:
-            oldest = self._wall() - max_age
-            total = db.execute("SELECT coalesce(sum(bytes), 0) FROM pictures").fetchone()[0]
+            now = self._wall()
+            # Only what may be removed counts: what waits would have others' pictures removed, and itself stay.
+            total = db.execute(
+                f"SELECT coalesce(sum(bytes), 0) FROM pictures JOIN jobs ON jobs.id = job WHERE status IN {TERMINAL}"
+            ).fetchone()[0]
             ended = db.execute(
                 "SELECT jobs.id, finished, coalesce(sum(bytes), 0) AS bytes FROM jobs LEFT JOIN pictures ON job = jobs.id "
                 f"WHERE status IN {TERMINAL} GROUP BY jobs.number ORDER BY finished, jobs.number"
             ).fetchall()
             files, removed = [], 0
             for row in ended:
-                if row["finished"] < oldest or (total > max_bytes and row["bytes"]):
+                age = now - row["finished"]
+                if age > max_age or (age > MIN_AGE and total > max_bytes and row["bytes"]):
                     pictures = db.execute("SELECT role, id FROM pictures WHERE job = ?", (row["id"],))
                     files += [self._path(picture["role"], picture["id"]) for picture in pictures]
                     db.execute("DELETE FROM jobs WHERE id = ?", (row["id"],))
@@ -312,11 +355,22 @@ class SqliteStore:
         secret = f"hwaga_{key.id}_{secrets.token_urlsafe(32)}"
         with self._transaction() as db:
             db.execute("INSERT INTO api_keys VALUES (?, ?, ?, ?)", (key.id, name, _digest(secret), key.created))
+            db.execute("INSERT OR IGNORE INTO closed VALUES (1)")
         return key, secret
 
     def keys(self) -> list[ApiKey]:
         with self._reading() as db:
             return [ApiKey(*row) for row in db.execute("SELECT id, name, created FROM api_keys ORDER BY created, id")]
+
+    def asks_for_keys(self) -> bool:
+        with self._reading() as db:
+            return db.execute("SELECT 1 FROM closed").fetchone() is not None
+
+    def open_to_all(self) -> None:
+        with self._transaction() as db:
+            if db.execute("SELECT 1 FROM api_keys").fetchone() is not None:
+                raise StoreError("There are API keys. Remove them first: `hwaga keys list` shows their ids.")
+            db.execute("DELETE FROM closed")
 
     def remove_key(self, key: str) -> None:
         with self._transaction() as db:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from hwaga.errors import HwagaError, WireError
 from hwaga.image_file import encode_result
+from hwaga.memory.trim import limit_arenas
 from hwaga.request import ImageRequest, Result, Step
 from hwaga.server import wire
 from hwaga.server.folders import own_folders, without_folders
@@ -284,6 +285,7 @@ def main() -> None:
     ):  # a terminal or service manager signals all processes: the parent decides
         signal.signal(number, signal.SIG_IGN)
     log_as_json(logging.WARNING)
+    limit_arenas()
     Worker(socket.socket(fileno=int(sys.argv[1]))).run()
 
 
