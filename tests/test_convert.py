@@ -476,6 +476,19 @@ def test_gguf_becomes_whole_again(source: Path, comfy: Path, theirs: dict[str, S
 # Memory
 
 
+@pytest.mark.parametrize("which", ["source", "destination"])
+def test_a_name_that_is_no_text_is_refused_before_any_work(which: str, source: Path, tmp_path: Path) -> None:
+    """A card is UTF-8, and a path need not be."""
+    unnameable = tmp_path / os.fsdecode(b"caf\xe9")
+    if which == "source":
+        shutil.copytree(source, unnameable)
+    model, destination = (unnameable, tmp_path / "made") if which == "source" else (source, unnameable)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConversionError, match=r"not UTF-8.*Rename the folder"):
+        planned(model, destination)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path
