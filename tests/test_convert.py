@@ -504,7 +504,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, plan
 
 
 def test_memory_does_not_grow_with_the_checkpoint(source: Path, tmp_path: Path) -> None:
-    """1.3 GB of float32 in one layer more of a large one; 33 GB by hand, in benchmarks/convert.py."""
+    """1.3 GB of float32 in one layer more of a large one; benchmarks/convert.py reads more, by hand."""
     shutil.copytree(source, tmp_path / "large")
     folder = tmp_path / "large" / "text_encoder"
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 5_000_000}
