@@ -1,10 +1,10 @@
-"""Memory and time of `hwaga convert` over a checkpoint of the published size.
+"""Memory and time of `hwaga convert` over a checkpoint of the published size, or of fewer layers of the same size.
 
-    python benchmarks/convert.py [--precision bf16] [--layers 30] [--folder DIR]
+    python benchmarks/convert.py [--precision bf16] [--layers 30] [--encoder-layers 36] [--folder DIR]
 
 The source has the shapes of Z-Image Turbo in diffusers' layout (transformer in float32, the rest in bfloat16) and takes no
 space: its values are a hole, and read as zeros. What is written takes 20 GB in bf16, and is removed. Adds to
-``results/convert.json``, by precision. Linux only.
+``results/convert.json``, by precision, with the layers that there were. Linux only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from report import FOLDER, write_report
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 
-def make_source(folder: Path, layers: int) -> None:
+def make_source(folder: Path, layers: int, encoder_layers: int) -> None:
     import torch
     from diffusers import AutoencoderKL, ZImageTransformer2DModel
     from reference import MINI
@@ -32,7 +32,7 @@ def make_source(folder: Path, layers: int) -> None:
     from transformers import Qwen3Config, Qwen3Model
 
     sizes = {
-        "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+        "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": encoder_layers,
         "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 40960,
         "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
     }  # fmt: skip
@@ -60,11 +60,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--encoder-layers", type=int, default=36)
     parser.add_argument("--folder", type=Path)
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as name:
         folder = Path(name)
-        make_source(folder / "source", chosen.layers)
+        make_source(folder / "source", chosen.layers, chosen.encoder_layers)
         begin = time.monotonic()
         command = [sys.executable, "-m", "hwaga", "convert", str(folder / "source"), str(folder / "made")]
         done = subprocess.run(
@@ -79,6 +80,8 @@ def main() -> None:
     known.pop("where", None)
     known[chosen.precision] = {
         "layers": chosen.layers,
+        "encoder_layers": chosen.encoder_layers,
+        "published_size": (chosen.layers, chosen.encoder_layers) == (30, 36),
         "read_gb": round(said["to_read_bytes"] / 1e9, 2),
         "written_gb": round(said["to_write_bytes"] / 1e9, 2),
         "peak_rss_mib": round(peak / 2**20),

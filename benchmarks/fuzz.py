@@ -1,4 +1,4 @@
-"""Damaged weights and cards, many of them, through the readers of safetensors, GGUF and cards.
+"""Damaged weights, cards and notes of downloads, many of them, through the readers of each.
 
     python benchmarks/fuzz.py [--inputs 120000] [--seed 1] [--memory-mib 256]
 

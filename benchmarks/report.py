@@ -42,7 +42,7 @@ def _where() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         # A machine that was sent the files alone is told which commit they are.
         "commit": os.environ.get("BENCHMARK_COMMIT") or _git("rev-parse", "--short=12", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", "src", "benchmarks/*.py")),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--", ":/src", ":/benchmarks/*.py")),
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": gpu,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 import struct
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,8 +19,11 @@ from hwaga.cards import ASSETS, ModelCard
 from hwaga.errors import HwagaError
 from hwaga.model_lookup import find_card
 from hwaga.weights.gguf_file import read_gguf
+from hwaga.weights.hub import RemoteFile
+from hwaga.weights.partial_file import finished_ranges
 from hwaga.weights.single_file import find_parts
 from hwaga.weights.stored import stored_tensors
+from hwaga.weights.verified import MARKER, CheckedFile, Verified, condition, verify
 
 NAMES = ("a.cap_pad_token", "b.layers.0.self_attn.q_norm.weight", "c.decoder.conv_in.weight")
 
@@ -80,6 +84,36 @@ def _cards() -> list[bytes]:
     return [path.read_bytes() for path in (*sorted((ASSETS / "cards").glob("*.toml")), ASSETS / "mini" / "card.toml")]
 
 
+def _download_notes() -> list[bytes]:
+    """A marker, and the state of a file that is half there."""
+    with tempfile.TemporaryDirectory() as name:
+        files = {
+            "damaged.json": CheckedFile(90, 64 * "a", 10**18),
+            "vae/model.safetensors": CheckedFile(1, 64 * "b", 3),
+        }
+        Verified("owner/name", 40 * "c", files, ("scheduler/a.json",)).write(Path(name))
+        marker = (Path(name) / MARKER).read_bytes()
+    state = {"blob": 64 * "0", "size": 200, "ranges": [[0, 30], [40, 100]]}
+    return [marker, json.dumps(state).encode()]
+
+
+def _verify(path: Path) -> object:
+    """As `hwaga models` and `hwaga models verify` do."""
+    (path.parent / MARKER).write_bytes(path.read_bytes())
+    condition(replace(ModelCard.read(ASSETS / "mini" / "card.toml"), folder=path.parent))
+    return list(verify(path.parent))
+
+
+def _read_state(path: Path) -> object:
+    remote = RemoteFile("a", 200, 64 * "0", 64 * "0")
+    path.with_name("a.part.json").write_bytes(path.read_bytes())
+    path.with_name("a.part").write_bytes(bytes(100))
+    ranges = finished_ranges(path.with_name("a"), remote)
+    if not all(type(start) is type(end) is int and 0 <= start < end <= 100 for start, end in ranges):
+        raise AssertionError(ranges)
+    return ranges
+
+
 def _read_safetensors(path: Path) -> object:
     return stored_tensors([path])
 
@@ -104,6 +138,7 @@ class Reader:
 READERS = {
     "safetensors": Reader(_safetensors, (_read_safetensors, _read_parts), ".safetensors"),
     "gguf": Reader(_gguf, (read_gguf, _read_parts), ".gguf"),
+    "download": Reader(_download_notes, (_verify, _read_state), ".json"),
     "card": Reader(_cards, (_read_card, ModelCard.read), ".toml"),
 }
 

@@ -33,6 +33,7 @@ class Fault:
     Attributes:
         status: answer this instead.
         drop_after, stall_after: bytes of the body after which the connection breaks, or nothing comes any more.
+        drip: seconds between single bytes, of which the body is sent in.
         corrupt_at: offset in the file of a byte that is changed.
         length: the size that the file is said to have.
         headers: sent with ``status``.
@@ -41,6 +42,7 @@ class Fault:
     status: int | None = None
     drop_after: int | None = None
     stall_after: int | None = None
+    drip: float | None = None
     corrupt_at: int | None = None
     length: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
@@ -209,7 +211,11 @@ class HubServer:
                 for after in (fault.drop_after, fault.stall_after):
                     if after is not None:
                         stop = min(stop, start + after)
-                for begin in range(start, stop, BLOCK):
+                for begin in range(start, stop) if fault.drip is not None else ():
+                    self.wfile.write(data[begin : begin + 1])
+                    request.sent += 1
+                    time.sleep(fault.drip)
+                for begin in range(start, stop, BLOCK) if fault.drip is None else ():
                     while hub.limit is not None and hub.sent() >= hub.limit:
                         time.sleep(0.002)
                     block = data[begin : min(begin + BLOCK, stop)]

@@ -459,6 +459,11 @@ def test_unknown_names(name: str) -> None:
         ("vae/any.safetensors", b""),
         ("diffusion_models/without_a_suffix", b"\x02\0\0\0\0\0\0\0{}"),
         ("text_encoders/model.gguf", b"GGUF\x03\0\0\0"),
+        ("unet/model.gguf", b"GGUF\x03\0\0\0"),
+        ("clip/any.safetensors", b""),
+        ("checkpoints/any.safetensors", b""),
+        ("split_files/diffusion_models/any.safetensors", b""),
+        ("split_files/unet/any.safetensors", b""),
         ("model.ckpt", b"PK\x03\x04"),
         ("model.pt", b"\x80\x02}q\x00."),
     ],
@@ -466,7 +471,7 @@ def test_unknown_names(name: str) -> None:
 def test_files_of_weights_make_a_folder_a_model(tmp_path: Path, name: str, content: bytes) -> None:
     """They are told by how they begin; what they hold is for the family to find out."""
     file = tmp_path / name
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     (tmp_path / "notes.json").write_text('{"type":{}}')
     card = find_card(tmp_path, MODELS)
@@ -475,6 +480,14 @@ def test_files_of_weights_make_a_folder_a_model(tmp_path: Path, name: str, conte
     (tmp_path / "transformer").mkdir()
     with pytest.raises(CheckpointError, match=r"holds no model_index\.json"):
         find_card(tmp_path, MODELS)
+
+
+def test_two_names_of_one_folder_are_looked_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "diffusion_models" / "any.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"")
+    (tmp_path / "unet").symlink_to("diffusion_models")
+    assert find_card(tmp_path, MODELS).files == (file,)
 
 
 @pytest.mark.parametrize("value", [[3], [""], [["vae/ae.safetensors"]]])

@@ -476,6 +476,19 @@ def test_gguf_becomes_whole_again(source: Path, comfy: Path, theirs: dict[str, S
 # Memory
 
 
+@pytest.mark.parametrize("which", ["source", "destination"])
+def test_a_name_that_is_no_text_is_refused_before_any_work(which: str, source: Path, tmp_path: Path) -> None:
+    """A card is UTF-8, and a path need not be."""
+    unnameable = tmp_path / os.fsdecode(b"caf\xe9")
+    if which == "source":
+        shutil.copytree(source, unnameable)
+    model, destination = (unnameable, tmp_path / "made") if which == "source" else (source, unnameable)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ConversionError, match=r"not UTF-8.*Rename the folder"):
+        planned(model, destination)
+    assert sorted(tmp_path.iterdir()) == before
+
+
 MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -491,7 +504,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, plan
 
 
 def test_memory_does_not_grow_with_the_checkpoint(source: Path, tmp_path: Path) -> None:
-    """1.3 GB of float32 in one layer more of a large one; 33 GB by hand, in benchmarks/convert.py."""
+    """1.3 GB of float32 in one layer more of a large one; benchmarks/convert.py reads more, by hand."""
     shutil.copytree(source, tmp_path / "large")
     folder = tmp_path / "large" / "text_encoder"
     config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 5_000_000}

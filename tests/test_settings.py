@@ -91,6 +91,7 @@ def test_settings_are_frozen() -> None:
         ("model = 3", "model must be a text in quotes, not 3"),
         ("dtype = true", "dtype must be a text in quotes, not True"),
         ('device = ["cpu"]', "device must be a text in quotes"),
+        ("model = " + "[" * 5000 + "]" * 5000, "cannot be read"),
     ],
 )
 def test_wrong_file(tmp_path: Path, text: str, says: str) -> None:

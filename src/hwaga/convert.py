@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +65,8 @@ def plan_conversion(card: ModelCard, destination: Path, *, precision: str, layou
 
     Raises:
         ModelError: the source is not there, or damaged.
-        ConversionError: there is something at the destination, or no such precision or layout.
+        ConversionError: there is something at the destination, no such precision or layout, or a name that a card cannot
+            hold.
     """
     family, destination = find_family(card.family), destination.expanduser().absolute()
     if precision not in (WHOLE, *family.precisions):
@@ -86,7 +87,15 @@ def plan_conversion(card: ModelCard, destination: Path, *, precision: str, layou
     styles = {style.lora for style in card.styles.values() if style.lora is not None}
     loras = {name: card.folder / name for name in sorted(styles) if (card.folder / name).is_file()}
     conversion = replace(conversion, copies={**conversion.copies, **loras})
-    return ConversionPlan(card, destination, precision, layout, conversion)
+    plan = ConversionPlan(card, destination, precision, layout, conversion)
+    try:
+        card_toml(_new_card(plan, destination, ())).encode()
+    except UnicodeEncodeError as error:  # a path is bytes, and need not be text
+        raise ConversionError(
+            f"The name of {destination} or of the source {card.folder} is not UTF-8, and the new model's card could not "
+            "hold it. Rename the folder."
+        ) from error
+    return plan
 
 
 def convert(plan: ConversionPlan) -> Generator[int, None, None]:
@@ -104,16 +113,8 @@ def convert(plan: ConversionPlan) -> Generator[int, None, None]:
         with _work_folder(plan.destination) as folder:
             checked: dict[str, CheckedFile] = {}
             yield from plan.conversion.write(folder, checked)
-            name = plan.destination.name
-            source = plan.card.source or str(plan.card.folder)
-            card = replace(
-                plan.card,
-                name=name,
-                source=f"{source}, converted to {plan.precision}",
-                folder=folder,
-                files=tuple(folder / path for path in checked if plan.layout != "diffusers" and _is_weights(path)),
-                download=None,
-            )
+            kept = plan.layout != "diffusers"
+            card = _new_card(plan, folder, [folder / path for path in checked if kept and _is_weights(path)])
             write_durably(folder / CARD_FILE, card_toml(card).encode())
             Verified(card.source, plan.precision, checked, ()).write(folder)
             if os.path.lexists(plan.destination):
@@ -124,6 +125,17 @@ def convert(plan: ConversionPlan) -> Generator[int, None, None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskSpaceError(f"{plan.destination.parent} takes no more ({error.strerror}). Make room.") from error
         raise ConversionError(f"{plan.destination} cannot be written: {error}. Choose another folder.") from error
+
+
+def _new_card(plan: ConversionPlan, folder: Path, files: Sequence[Path]) -> ModelCard:
+    return replace(
+        plan.card,
+        name=plan.destination.name,
+        source=f"{plan.card.source or plan.card.folder}, converted to {plan.precision}",
+        folder=folder,
+        files=tuple(files),
+        download=None,
+    )
 
 
 def _is_weights(path: str) -> bool:

@@ -17,8 +17,11 @@ from typing import Any
 from hwaga.cards import ASSETS, CARD_FILE, INDEX_FILE, ModelCard
 from hwaga.errors import CheckpointError, UnknownModelError
 
-WEIGHT_FOLDERS = (".", "diffusion_models", "text_encoders", "vae")
-"""Where files of weights without an index are looked for below a model's folder; the names are ComfyUI's."""
+WEIGHT_FOLDERS = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae")
+"""Where files of weights without an index are looked for, beside a model's folder itself; the names are ComfyUI's."""
+
+SPLIT_FILES = "split_files"
+"""The folder that its repositories on the hub keep these folders in."""
 
 FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image", "ZImageImg2ImgPipeline": "z_image"}
 """Model families by the class that diffusers writes into ``model_index.json``."""
@@ -84,14 +87,17 @@ def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         pipeline = index["_class_name"]
     except FileNotFoundError:
-        places = [folder / name for name in WEIGHT_FOLDERS if (folder / name).is_dir()]
-        files = [file for place in places for file in sorted(place.glob("*")) if _holds_weights(file)]
+        named = [above / name for above in (folder, folder / SPLIT_FILES) for name in WEIGHT_FOLDERS]
+        places: dict[Path, Path] = {}
+        for place in filter(Path.is_dir, (folder, *named)):
+            places.setdefault(place.resolve(), place)  # two names may lead to one folder
+        files = [file for place in places.values() for file in sorted(place.glob("*")) if _holds_weights(file)]
         if files and not (folder / "transformer").is_dir():  # which would be diffusers' layout without its index
             return _card_of_files(folder, folder.resolve().name, files, like)
         raise CheckpointError(
             f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout, and no files of weights either. "
             "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/, or one with the files of a "
-            f"transformer, a text encoder and an autoencoder, in itself or in {', '.join(WEIGHT_FOLDERS[1:])}."
+            f"transformer, a text encoder and an autoencoder, in itself or in {', '.join(WEIGHT_FOLDERS)}."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Fetch it again.") from error

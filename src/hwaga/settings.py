@@ -88,7 +88,7 @@ class Settings:
         if named or _is_file(path):
             try:
                 table = tomllib.loads(path.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
                 raise SettingsError(f"The configuration file {path} cannot be read: {error}.") from error
             for name, value in table.items():
                 if name not in names:

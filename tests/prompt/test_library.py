@@ -140,3 +140,9 @@ def test_folders_and_files_that_are_no_packs(tmp_path: Path) -> None:
     (tmp_path / "style.toml").rename(tmp_path / "styles.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(PackError, match="Save it as a text file in UTF-8"):
         Library.load(tmp_path)
+
+
+def test_a_pack_that_is_nested_without_end(tmp_path: Path) -> None:
+    (tmp_path / "styles.toml").write_text("[chalk]\ntitle = " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(PackError, match=r"styles\.toml: .*nested too deeply"):
+        Library.load(tmp_path)

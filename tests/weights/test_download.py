@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import json
+import math
 import os
 import random
 import shutil
@@ -11,8 +13,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -25,6 +29,7 @@ from hypothesis import strategies as st
 
 import hwaga.weights.download as download_module
 import hwaga.weights.hub as hub_module
+import hwaga.weights.patience as patience_module
 from hwaga import Engine, Settings
 from hwaga.cards import ASSETS, ModelCard, Style
 from hwaga.errors import CheckpointError, DamagedFileError, DiskSpaceError, DownloadError, HubError, SettingsError
@@ -32,8 +37,9 @@ from hwaga.hub_sources import Download, LoraSource
 from hwaga.model_lookup import built_in_cards
 from hwaga.weights.download import fetch
 from hwaga.weights.download_plan import Plan, make_plan
-from hwaga.weights.hub import Hub, Patience, RemoteFile, Unanswered
+from hwaga.weights.hub import Hub, RemoteFile
 from hwaga.weights.partial_file import finished_ranges, gaps_of, merge
+from hwaga.weights.patience import Pace, Patience, TooSlow, Unanswered
 from hwaga.weights.verified import MARKER, Report, Verified, condition, verify
 
 REPO = "Tongyi-MAI/Z-Image-Turbo"
@@ -63,7 +69,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(download_module, "PIECE", 2**16)
     monkeypatch.setattr(download_module, "CLAIM_EVERY", 0.0)
-    monkeypatch.setattr(hub_module, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(patience_module, "FIRST_WAIT", 0.001)
 
 
 @pytest.fixture
@@ -288,7 +294,7 @@ def test_a_long_wait_is_left_to_the_user(server: HubServer, card: ModelCard) -> 
 
 def test_waits_double_and_follow_the_server() -> None:
     patience = Patience(attempts=4)
-    waits = [patience.wait_after(Unanswered("x"), "y") / hub_module.FIRST_WAIT for _ in range(3)]
+    waits = [patience.wait_after(Unanswered("x"), "y") / patience_module.FIRST_WAIT for _ in range(3)]
     assert all(0.5 * 2**k <= wait <= 1.5 * 2**k for k, wait in enumerate(waits))
     with pytest.raises(HubError):
         patience.wait_after(Unanswered("x"), "y")
@@ -304,6 +310,70 @@ def test_a_stalled_connection_is_made_anew(server: HubServer, card: ModelCard, m
     server.faults[TRANSFORMER].extend([Fault(stall_after=10_000), Fault(stall_after=0)])
     run(card)
     check_whole(card.folder)
+
+
+def test_a_connection_that_drips_is_made_anew(
+    server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then keeps no connection alive."""
+    monkeypatch.setattr(patience_module, "WINDOW", 0.2)
+    server.faults[TRANSFORMER].extend([Fault(drip=0.05), Fault(drip=0.05)])
+    run(card)
+    check_whole(card.folder)
+    assert server.sent(TRANSFORMER) < len(MODEL[TRANSFORMER]) + 2 * 2**16
+
+
+def test_a_hub_that_only_drips_is_given_up(server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that come do not renew the patience."""
+    monkeypatch.setattr(patience_module, "WINDOW", 0.1)
+    server.faults[VAE].extend(Fault(drip=0.02) for _ in range(100))
+    with pytest.raises(HubError, match=r"less than 1 KiB a second came .* 8 times in a row"):
+        run(card)
+    check_claims(card.folder)
+
+
+@pytest.mark.parametrize(("brought", "enough"), [(1023, False), (1025, True)])
+def test_only_the_time_that_is_waited_counts(brought: int, enough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads slowly, by a limited rate, blames nobody for it."""
+    now = 0.0
+
+    class Response(http.client.HTTPResponse):
+        def __init__(self) -> None:
+            pass
+
+        def read1(self, n: int = -1) -> bytes:
+            nonlocal now
+            now += 1.0
+            return bytes(brought)
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    pace, response = Pace(), Response()
+    for _ in range(59):
+        pace.read(response, 2**20)
+        now += 1000.0
+    with nullcontext() if enough else pytest.raises(TooSlow, match="less than 1 KiB a second came for 60 seconds"):
+        pace.read(response, 2**20)
+
+
+@pytest.mark.parametrize("where", ["metadata", "data"])
+def test_https_does_not_lead_to_http(
+    where: str, server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub whose address begins with https, on a wire without a certificate."""
+
+    class Https(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+            return self.do_open(http.client.HTTPConnection, req)
+
+    monkeypatch.setattr(urllib.request, "HTTPSHandler", Https)
+    monkeypatch.setenv("HF_ENDPOINT", server.endpoint.replace("http:", "https:"))
+    if where == "metadata":
+        server.metadata_faults.append(Fault(status=302, headers={"Location": f"{server.endpoint}/api/models/x"}))
+    with pytest.raises(HubError, match="leads from https to http"):
+        run(card)
+    assert all(request.server == "hub" for request in server.requests)
+    assert len(server.requests) == 1 or where == "data"
+    assert server.sent(VAE) == 0
 
 
 def test_closing_does_not_wait_for_a_stalled_connection(server: HubServer, card: ModelCard) -> None:
@@ -580,6 +650,9 @@ def test_a_model_that_is_fetched_in_part_does_not_open(server: HubServer, card: 
         ({"ranges": [[0, 30], [40, 101]]}, []),  # more than the part file has
         ({"ranges": [[-1, 30]]}, []),
         ({"ranges": [[30, 30]]}, []),
+        ({"ranges": [["0", "30"]]}, []),
+        ({"ranges": [[0, math.inf]]}, []),
+        ({"ranges": [[0.5, 30]]}, []),
         ({"ranges": [[20, 30], [0, 20], [5, 8]]}, [(0, 30)]),
     ],
 )
@@ -717,10 +790,78 @@ def test_access_that_ends_in_between(server: HubServer, card: ModelCard) -> None
         list(fetch(plan, hub))
 
 
-def test_offline_is_respected(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_with_nothing_here(server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE forbids .* neither in .*z-image-turbo nor .*Unset it"):
+        run(card)
+    assert server.requests == []
+    assert not card.folder.exists()
+
+
+def test_offline_with_all_that_was_fetched(
+    server: HubServer, styled: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another program has touched a file: its content counts."""
+    run(styled)
+    before = len(server.requests)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    os.utime(styled.folder / VAE, ns=(1, 1))
+    plan = run(styled)
+    assert plan.commit == server.branches[REPO, "main"]
+    assert {file.place for file in plan.files} == {"verified", "here"}
+    assert condition(styled) == "verified"
+    check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
+    assert run(styled, revision=plan.commit).to_fetch == 0
     with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
-        Hub.from_environment()
+        run(styled, revision="another")
+    (styled.folder / VAE).write_bytes(bytes(len(MODEL[VAE])))
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE"):
+        run(styled)
+    assert len(server.requests) == before
+    assert condition(styled) == "partly fetched"
+
+
+def test_offline_with_all_in_the_cache(
+    server: HubServer, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL | OTHERS)
+    (blobs.parent / "refs").mkdir()
+    (blobs.parent / "refs" / "main").write_text(server.branches[REPO, "main"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run(card)
+    check_whole(card.folder)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("lacks", "says"),
+    [
+        (VAE, "the weights of its vae"),
+        ("scheduler/scheduler_config.json", r"scheduler/\*"),
+        (TRANSFORMER, "transformer/model-00001-of-00002"),
+    ],
+)
+def test_offline_with_something_missing(
+    lacks: str, says: str, server: HubServer, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the cache first, and then what the marker says is missing."""
+    shards = {name: path.removeprefix("transformer/") for name, path in enumerate(MODEL) if "of-00002" in path}
+    index = {"transformer/model.safetensors.index.json": json.dumps({"weight_map": shards}).encode()}
+    index["vae/config.json"] = b"{}"
+    server.push(REPO, MODEL | index)
+    blobs = fill_cache(server, tmp_path / "hf" / "hub", {n: d for n, d in (MODEL | index).items() if n != lacks})
+    (blobs.parent / "refs").mkdir()
+    (blobs.parent / "refs" / "main").write_text(server.branches[REPO, "main"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError, match=rf"HF_HUB_OFFLINE forbids the network, and {says}"):
+        run(card)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    run(card)
+    shutil.rmtree(blobs.parent)
+    (card.folder / "tokenizer/merges.txt").unlink()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(HubError, match=r"network, and tokenizer/merges\.txt"):
+        run(card)
 
 
 @pytest.mark.parametrize("endpoint", ["huggingface.co", "ftp://hub", "http://", "http://hub:port", "http://[hub"])
@@ -796,6 +937,31 @@ def test_a_touched_file_is_not_verified_until_it_is_hashed(server: HubServer, ca
     assert condition(card) == "not verified"
     assert report_of(card.folder).good
     assert condition(card) == "verified"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("size", "1"), ("size", True), ("size", -1), ("mtime_ns", None), ("sha256", 3), ("sha256", "x"), ("more", 1)],
+)
+def test_a_damaged_marker_is_refused(server: HubServer, card: ModelCard, key: str, value: object) -> None:
+    run(card)
+    path = card.folder / MARKER
+    values = json.loads(path.read_text())
+    values["files"][VAE][key] = value
+    path.write_text(json.dumps(values))
+    assert condition(card) == "not verified"
+    with pytest.raises(DownloadError, match=r"verified\.json is damaged.*`hwaga download`"):
+        report_of(card.folder)
+    before = server.sent(".safetensors")
+    run(card)
+    check_whole(card.folder)
+    assert server.sent(".safetensors") == before
+
+
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "", "a//b", "a\0", "\ud800", 3])
+def test_a_marker_names_files_of_its_folder_alone(tmp_path: Path, path: object) -> None:
+    (tmp_path / MARKER).write_text(json.dumps({"repo": "r", "revision": "c", "files": {}, "missing": [path]}))
+    assert Verified.read(tmp_path) is None
 
 
 def test_there_must_be_something_to_compare_with(card: ModelCard) -> None:

@@ -264,6 +264,8 @@ def _entries(path: Path) -> list[_Entry]:
         at = re.search(r"at line (\d+)", str(error))
         line = at[1] if at else source.count("\n") + 1
         raise PackError(f"{path}:{line}: this is no TOML: {error}. Mend the line, or the one above it.") from error
+    except RecursionError as error:
+        raise PackError(f"{path}: this is no pack: its lists are nested too deeply. Write them flat.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise PackError(f"The pack {path} cannot be read: {error}. Save it as a text file in UTF-8.") from error
     entries = []

@@ -20,8 +20,9 @@ from typing import Any
 from hwaga.errors import DamagedFileError, DownloadError
 from hwaga.weights.download_plan import Plan, cached, disk_error, is_verified
 from hwaga.weights.file_lock import locked
-from hwaga.weights.hub import ATTEMPTS, Hub, Patience, RangesIgnored, RemoteFile, Unanswered
+from hwaga.weights.hub import Hub, RangesIgnored, RemoteFile
 from hwaga.weights.partial_file import PartialFile, beside, hashes_of
+from hwaga.weights.patience import ATTEMPTS, PROGRESS, Patience, TooSlow, Unanswered
 from hwaga.weights.verified import BLOCK, LOCK, PART, STATE, CheckedFile, Verified, sync_folder, unfinished
 
 PIECE = 2**28
@@ -223,9 +224,9 @@ class _Fetching:
                 claimed = position
                 if self.stop.is_set():
                     return
-                if position > furthest:
-                    furthest = position
+                if position - furthest >= min(PROGRESS, remote.size) and not isinstance(failure, TooSlow):
                     patience.renew()
+                    furthest = position
                 pause = patience.wait_after(failure, f"{remote.path} did not arrive")
                 if whole and target.restart(epoch, whole=True):
                     epoch += 1

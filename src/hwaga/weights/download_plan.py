@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +15,7 @@ from hwaga.cards import STYLES, ModelCard, Style
 from hwaga.errors import DamagedFileError, DiskSpaceError, DownloadError
 from hwaga.hub_sources import Download
 from hwaga.weights.hub import Hub, RemoteFile
+from hwaga.weights.offline import Offline
 from hwaga.weights.partial_file import finished_ranges, hashes_of
 from hwaga.weights.verified import MARKER, PART, STATE, CheckedFile, Verified
 
@@ -23,6 +24,9 @@ HEADROOM = 1.1
 
 SUFFIXES = (".json", ".safetensors", ".txt", ".jinja")
 """Files of these kinds are fetched. They hold numbers and text; pickles (.bin, .pt, .ckpt) and scripts can run code."""
+
+Listing = Callable[[str, str], tuple[str, list[RemoteFile]]]
+"""From a repository and a revision to the commit that it stands for, and the files there."""
 
 Place = Literal["verified", "here", "cached", "partial", "missing"]
 
@@ -89,7 +93,7 @@ class Plan:
 def make_plan(
     card: ModelCard, hub: Hub, *, folder: Path | None = None, parts: Sequence[str] = (), revision: str | None = None
 ) -> Plan:
-    """Asks the hub what a model consists of, and looks what of it is here.
+    """Asks the hub what a model consists of, or looks it up where the network is forbidden, and looks what of it is here.
 
     Args:
         folder: where it goes; the card's folder when left out.
@@ -109,13 +113,17 @@ def make_plan(
         if part not in offered:
             raise DownloadError(f"{card.name} has no part {part!r} to fetch. Its parts are {', '.join(offered)}.")
     folder = (folder or card.folder).absolute()
+    offline = Offline(card, folder, hub.cache, revision) if hub.offline else None
+    listing: Listing = offline.list_files if offline is not None else hub.list_files
     included: dict[str, RemoteFile] = {}
     commits = []
     for each in (replace(source, revision=revision or source.revision), *source.also):
-        commit, files = _listed(each, hub, card.name)
+        commit, files = _listed(each, listing, card.name)
         commits.append(commit)
         included = {**files, **included}
-    fetched_loras = [_lora(style, hub) for style in loras]
+    fetched_loras = [_lora(style, listing) for style in loras]
+    if offline is not None:
+        offline.check_whole({**included, **{file.path: file for file in fetched_loras}})
     wanted = [included[path] for path in sorted(included) if path.endswith(SUFFIXES)] + fetched_loras
     skipped = [
         pattern for name, patterns in source.parts.items() if parts and name not in parts for pattern in patterns
@@ -143,9 +151,9 @@ def make_plan(
     )
 
 
-def _listed(source: Download, hub: Hub, model: str) -> tuple[str, dict[str, RemoteFile]]:
+def _listed(source: Download, listing: Listing, model: str) -> tuple[str, dict[str, RemoteFile]]:
     """A repository's commit, and its files by path that the card names."""
-    commit, listed = hub.list_files(source.repo, source.revision)
+    commit, listed = listing(source.repo, source.revision)
     for file in listed:
         _check_path(file.path)
     included = {file.path: _pinned(file, source) for file in listed if _matches(file.path, source.include)}
@@ -156,12 +164,12 @@ def _listed(source: Download, hub: Hub, model: str) -> tuple[str, dict[str, Remo
     return commit, included
 
 
-def _lora(style: Style, hub: Hub) -> RemoteFile:
+def _lora(style: Style, listing: Listing) -> RemoteFile:
     """The LoRA of a style, from a repository of its own to its place below the model's folder."""
     source = style.source
     assert source is not None
     assert style.lora is not None
-    commit, listed = hub.list_files(source.repo, source.revision)
+    commit, listed = listing(source.repo, source.revision)
     for file in listed:
         if file.path == source.file:
             pins = {source.file: source.sha256} if source.sha256 else {}

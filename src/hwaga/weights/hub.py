@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import random
 import re
 import socket
 import ssl
@@ -29,15 +28,10 @@ from typing import Any
 
 from hwaga.errors import HubError, SettingsError
 from hwaga.version import __version__
+from hwaga.weights.patience import Pace, Patience, TooSlow, Unanswered
 
 STALL = 30.0
 """Seconds without a byte after which a connection is given up and made anew."""
-
-ATTEMPTS = 8
-"""Attempts in a row that bring nothing before a file is given up. The waits between them make two minutes."""
-
-FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0
-"""Seconds: before the second attempt, doubled before each one after; and the most that a server may ask for."""
 
 CHUNK = 2**18
 REDIRECTS = 8
@@ -66,50 +60,8 @@ class RemoteFile:
     source: str = ""
 
 
-class Unanswered(Exception):  # noqa: N818 - it never leaves this package
-    """An attempt that failed in a way that may pass.
-
-    Attributes:
-        wait: seconds that the server asked for, or None.
-    """
-
-    def __init__(self, message: str, wait: float | None = None) -> None:
-        super().__init__(message)
-        self.wait = wait
-
-
 class RangesIgnored(Exception):  # noqa: N818 - it never leaves this package
     """The server sends whole files only."""
-
-
-class Patience:
-    """Counts attempts that brought nothing, and says how long to wait after each."""
-
-    def __init__(self, attempts: int) -> None:
-        self._attempts, self._failed = attempts, 0
-
-    def renew(self) -> None:
-        """Starts the count again, since something came."""
-        self._failed = 0
-
-    def wait_after(self, failure: Unanswered, subject: str) -> float:
-        """Seconds to wait before the next attempt: what the server asked for, or twice as long as last time, give or take half.
-
-        Raises:
-            HubError: it was the last attempt, or the server asks for too long a wait.
-        """
-        self._failed += 1
-        if failure.wait is not None and failure.wait > LONGEST_WAIT:
-            raise HubError(
-                f"{subject}: {failure}, and asks to come back in {failure.wait / 60:.0f} minutes. Run it again then."
-            )
-        if self._failed >= self._attempts:
-            raise HubError(
-                f"{subject}: {failure}, {self._failed} times in a row. "
-                "Look at the connection and run it again: what has arrived is kept."
-            )
-        backoff = FIRST_WAIT * 2.0 ** (self._failed - 1) * random.uniform(0.5, 1.5)
-        return max(failure.wait or 0.0, min(backoff, LONGEST_WAIT))
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -124,10 +76,11 @@ class Hub:
         endpoint: its address, without a slash at the end.
         token: the user's, or "".
         cache: where Hugging Face's client keeps files.
+        offline: ask nobody.
     """
 
-    def __init__(self, endpoint: str, token: str, cache: Path) -> None:
-        self.endpoint, self.cache, self._token = endpoint, cache, token
+    def __init__(self, endpoint: str, token: str, cache: Path, *, offline: bool = False) -> None:
+        self.endpoint, self.cache, self.offline, self._token = endpoint, cache, offline, token
         self._opener = urllib.request.build_opener(_NoRedirects)
         self._open: set[http.client.HTTPResponse] = set()
         self._lock = threading.Lock()
@@ -137,11 +90,9 @@ class Hub:
         """The hub that the usual variables describe.
 
         Raises:
-            HubError: HF_HUB_OFFLINE forbids the network.
             SettingsError: a variable or the token's file is not good.
         """
-        if environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise HubError("HF_HUB_OFFLINE forbids the network. Unset it to fetch a model.")
+        offline = environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
         caches = environment.get("XDG_CACHE_HOME") or "~/.cache"
         home = _path(environment.get("HF_HOME") or f"{caches}/huggingface")
         endpoint = (environment.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
@@ -163,7 +114,8 @@ class Hub:
                 raise SettingsError(f"The token in {file} cannot be read: {type(error).__name__}.") from None
         if not re.fullmatch(r"[!-~]*", token.strip()):  # it would break the header, and the message would show it
             raise SettingsError(f"The token in {source} holds characters that no token has. Copy it anew.")
-        return cls(endpoint, token.strip(), _path(environment.get("HF_HUB_CACHE") or str(home / "hub")))
+        cache = _path(environment.get("HF_HUB_CACHE") or str(home / "hub"))
+        return cls(endpoint, token.strip(), cache, offline=offline)
 
     def list_files(self, repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
         """The commit that a revision stands for, and the files there.
@@ -176,7 +128,9 @@ class Hub:
         while True:
             try:
                 with self._get(url, {}, repo)[0] as response:
-                    text = response.read(METADATA_LIMIT)
+                    text, pace = b"", Pace()
+                    while len(text) < METADATA_LIMIT and (data := pace.read(response, CHUNK)):
+                        text += data
                     if response.length:
                         raise Unanswered(f"{_host(url)} broke off in the middle")
                 break
@@ -221,12 +175,15 @@ class Hub:
             total = int(length) if total is None and length.isdecimal() else total
             if total not in (None, file.size):
                 raise Unanswered(f"{_host(response.url)} has {total} bytes in place of {file.size}")
+            pace = Pace()
             while start < end:
-                data = response.read1(min(CHUNK, end - start))
+                data = pace.read(response, min(CHUNK, end - start))
                 if not data:
                     raise Unanswered(f"{_host(response.url)} broke off in the middle")
                 start += len(data)
                 yield data
+        except TooSlow as error:
+            raise TooSlow(f"{_host(response.url)}: {error}") from None
         except (OSError, http.client.HTTPException) as error:
             raise Unanswered(f"{_host(response.url)}: {_reason(error)}") from None
         finally:
@@ -243,10 +200,19 @@ class Hub:
 
     def _get(self, url: str, headers: Mapping[str, str], repo: str) -> tuple[http.client.HTTPResponse, str]:
         """A response, after redirects, and what the hub called the content on the way, or ""."""
+        if self.offline:
+            raise HubError(
+                f"HF_HUB_OFFLINE forbids the network, and not all of {repo} is here. Unset it to fetch the rest."
+            )
         blob = target = ""
         for _ in range(REDIRECTS):
             try:
-                url = urllib.parse.urljoin(url, target)
+                before, url = url, urllib.parse.urljoin(url, target)
+                if _origin(before)[0] == "https" and _origin(url)[0] != "https":
+                    raise HubError(
+                        f"{_host(before)} leads from https to http at {_host(url)}, where anyone on the way could read and "
+                        "change what comes. Check HF_ENDPOINT and the proxy."
+                    )
                 at_hub = _origin(url) == _origin(self.endpoint)
                 request = urllib.request.Request(url, headers={"User-Agent": f"hwaga/{__version__}", **headers})
                 if self._token and at_hub:

@@ -129,12 +129,13 @@ def finished_ranges(path: Path, remote: RemoteFile) -> list[tuple[int, int]]:
     """The ranges that the state beside a file claims, if it is for this content; an unreadable state claims nothing."""
     try:
         values = json.loads(beside(path, STATE).read_text(encoding="utf-8"))
-        ranges = [(int(start), int(end)) for start, end in values["ranges"]]
+        ranges = [(start, end) for start, end in values["ranges"]]
         length = beside(path, PART).stat().st_size
         same = (values["blob"], values["size"]) == (remote.blob, remote.size)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
-    good = all(0 <= start < end <= min(remote.size, length) for start, end in ranges)
+    whole = all(type(start) is type(end) is int for start, end in ranges)
+    good = whole and all(0 <= start < end <= min(remote.size, length) for start, end in ranges)
     return merge(ranges) if same and good else []
 
 

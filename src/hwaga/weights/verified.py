@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Generator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hwaga.cards import CARD_FILE, ModelCard
 from hwaga.errors import DownloadError
@@ -40,6 +41,16 @@ class CheckedFile:
         """The file as it is now, with the hash that was just computed of it."""
         status = path.stat()
         return cls(status.st_size, sha256, status.st_mtime_ns)
+
+    @classmethod
+    def from_values(cls, values: Any) -> CheckedFile:
+        """The file as a marker notes it. Raises ValueError, KeyError or TypeError for anything else."""
+        size, sha256, mtime_ns = values["size"], values["sha256"], values["mtime_ns"]
+        if type(size) is not int or type(mtime_ns) is not int or not 0 <= size < 2**63 or len(values) != 3:
+            raise ValueError("no size or time of a file")
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise ValueError("no sha256")
+        return cls(size, sha256, mtime_ns)
 
     def describes(self, path: Path) -> bool:
         """Whether the file has not been touched since."""
@@ -69,8 +80,11 @@ class Verified:
         """The folder's marker, or None where there is none that can be read; what it would say can be found out again."""
         try:
             values = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-            files = {path: CheckedFile(**entry) for path, entry in values["files"].items()}
-            return cls(str(values["repo"]), str(values["revision"]), files, tuple(map(str, values["missing"])))
+            repo, revision, missing = values["repo"], values["revision"], values["missing"]
+            files = {path: CheckedFile.from_values(entry) for path, entry in values["files"].items()}
+            if not isinstance(missing, list) or not all(map(_stays_below, (*files, *missing))):
+                return None
+            return cls(repo, revision, files, tuple(missing)) if isinstance(repo + revision, str) else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
@@ -130,10 +144,15 @@ def verify(folder: Path) -> Generator[Hashing | Report, None, None]:
     The marker is brought up to date, so that a damaged file is fetched again by the next download.
 
     Raises:
-        DownloadError: there is no marker, or a file cannot be read.
+        DownloadError: there is no marker, or it is damaged, or a file cannot be read.
     """
     marker = Verified.read(folder)
     if marker is None:
+        if os.path.lexists(folder / MARKER):
+            raise DownloadError(
+                f"{folder / MARKER} is damaged. `hwaga download` checks what lies there and writes it anew; nothing that is "
+                "good is fetched again."
+            )
         raise DownloadError(
             f"{folder} has no {MARKER} to compare with. `hwaga download` writes it, once it has checked what lies there."
         )
@@ -164,6 +183,17 @@ def verify(folder: Path) -> Generator[Hashing | Report, None, None]:
         with suppress(OSError):  # a folder that may only be read can still be looked at
             replace(marker, files=found, missing=tuple(sorted({*missing, *damaged}))).write(folder)
     yield Report(tuple(found), tuple(damaged), tuple(sorted(missing)), tuple(extra))
+
+
+def _stays_below(path: object) -> bool:
+    """Whether it is the name of a file below a folder."""
+    if not isinstance(path, str) or "\0" in path:
+        return False
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return not any(name in ("", ".", "..") for name in path.split("/"))
 
 
 def write_durably(path: Path, data: bytes) -> None:
