@@ -160,7 +160,16 @@ def test_from_a_picture(server: Server, visit: Visit) -> None:
     assert (
         page.locator(".stage-before").evaluate("image => getComputedStyle(image).clipPath") == "inset(0px 0% 0px 0px)"
     )
+    # Again is the same picture again, from the same start.
+    page.get_by_role("button", name="Again").click()
+    expect(page.locator("#viewer")).to_be_hidden()
+    expect(tile(page, "a green apple on an orange background")).to_have_count(2, timeout=LONG)
+    again = of_prompt(server, "a green apple on an orange background")
+    assert again["id"] != job["id"]
+    assert server.picture(again) == server.picture(job)
     # The picture itself becomes the next start.
+    tile(page, "a green apple on an orange background").first.get_by_role("button").click()
+    page.locator(".stage.drawn").wait_for()
     page.get_by_role("button", name="Use as start").click()
     expect(page.locator("#start img")).to_be_visible()
     expect(page.locator("#prompt")).to_be_focused()

@@ -154,7 +154,7 @@ export class Composer {
     button.setAttribute("aria-disabled", "true");
     button.firstChild.textContent = t("sending");
     try {
-      const view = await this.send(this.#pending.values, this.#pending.source, this.#pending.key);
+      const view = await this.jobs.submit(this.#pending.values, this.#pending.source, this.#pending.key);
       this.#pending = null;
       announce(t("queuedAgain"));
       document.querySelector(`[data-job="${view.id}"]`)?.scrollIntoView({ block: "nearest" });
@@ -165,10 +165,6 @@ export class Composer {
       button.removeAttribute("aria-disabled");
       button.firstChild.textContent = t("draw");
     }
-  }
-
-  send(values, source = null, key = api.newKey()) {
-    return this.jobs.submit(values, source, key);
   }
 
   #clear() {
