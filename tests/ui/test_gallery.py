@@ -140,6 +140,29 @@ def test_the_start_of_a_picture_goes_with_it(full_server: Server, visit: Visit) 
     expect(page.locator("#start img")).to_be_visible()
 
 
+def test_a_server_that_comes_back_with_another_model(full_server: Server, visit: Visit) -> None:
+    page = visit(full_server)
+    page.locator(".grid li.drawn").first.wait_for()
+    page.get_by_role("radio", name="Anime").check(force=True)
+    page.get_by_role("radio", name="Banner").check(force=True)
+    page.fill("#prompt", "kept")
+    status, styles = full_server.get("/v1/status"), full_server.get("/v1/styles")
+    status["model"] |= {"name": "large", "title": "Large", "steps": 31, "own_words_only": False}
+    status["model"]["aspects"] = {name: [4 * w, 4 * h] for name, (w, h) in status["model"]["aspects"].items()}
+    others = [style for style in styles if style["name"] != "anime"]
+    batik = {"name": "batik", "title": {"en": "Batik", "ko": "바틱"}, "aliases": [], "lora": None}
+    page.route("**/v1/styles", lambda route: route.fulfill(json=[*others, batik]))
+    page.route("**/v1/status", lambda route: route.fulfill(json=status))
+    expect(page.locator(".toast")).to_contain_text("another model: Large", timeout=30_000)
+    expect(page.get_by_role("radio", name="Batik")).to_have_count(1)
+    expect(page.get_by_role("radio", name="Anime")).to_have_count(0)
+    expect(page.get_by_role("radio", name="As written")).to_be_checked()
+    expect(page.locator(".use-choice:has(:checked) .pixels")).to_have_text("1280×768")
+    expect(page.locator("#steps")).to_have_attribute("placeholder", "31")
+    expect(page.locator("#prompt")).to_have_value("kept")
+    expect(page.get_by_label("Style", exact=True).locator("option[value=batik]")).to_have_count(1)
+
+
 def test_settings(full_server: Server, visit: Visit) -> None:
     page = visit(full_server)
     page.get_by_role("button", name="Settings").click()
