@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +72,17 @@ def test_axe_finds_no_serious_fault(full_server: Server, visit: Visit, scheme: s
     page.click("#open-settings")
     expect(page.locator("#settings .server dl")).to_be_visible()
     assert faults(page) == []
+
+
+@pytest.mark.parametrize(("required", "told"), [("1", "1 error"), ("", "1 skipped")])
+def test_without_a_browser_it_is_skipped_unless_one_is_required(tmp_path: Path, required: str, told: str) -> None:
+    test = f"{Path(__file__).relative_to(ROOT)}::test_axe_can_find_one"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "of"), test]
+    environment = {**os.environ, "PATH": str(tmp_path), "HWAGA_REQUIRE_BROWSER": required}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert told in found.stdout
+    assert (found.returncode == 0) == (not required)
+    assert not required or "No Chromium on the path" in found.stdout
 
 
 def test_axe_can_find_one(full_server: Server, visit: Visit) -> None:
