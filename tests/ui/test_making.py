@@ -188,6 +188,15 @@ DROP = """async ([data, name, type, kind]) => {
 }"""
 
 
+CUT = """async (data) => {
+  const { settingsOf } = await import("/ui/picture_settings.js");
+  const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+  const found = [(await settingsOf(new Blob([bytes]))).request.prompt];
+  for (let length = 0; length < 150; length++) found.push(await settingsOf(new Blob([bytes.slice(0, length)])));
+  return found;
+}"""
+
+
 def given(page: Any, data: bytes, kind: str, type: str = "image/png") -> None:
     page.evaluate(DROP, [base64.b64encode(data).decode(), "given", type, kind])
 
@@ -208,13 +217,27 @@ def test_drop_and_paste(full_server: Server, visit: Visit) -> None:
     expect(page.locator(".toast")).to_contain_text("not a PNG")
     given(page, b"<svg/>", "drop", "image/svg+xml")
     expect(page.locator("#start")).to_be_hidden()
-    # One of ours brings its settings back, and can still be what to start from.
+    # One of ours brings its settings back, however it comes, and can still be what to start from.
     ours = next(job for job in full_server.jobs() if job["request"].get("style") == "anime")
+    url = full_server.url + ours["images"][0]["url"]
+    for kind in ("png", "jpeg", "webp"):
+        data = httpx2.get(url, params={"format": kind}).content
+        for way in ("drop", "choose"):
+            page.fill("#prompt", "")
+            if way == "drop":
+                given(page, data, "drop", f"image/{kind}")
+            else:
+                file = {"name": f"ours.{kind}", "mimeType": f"image/{kind}", "buffer": data}
+                page.set_input_files("#picture-file", file)
+            expect(page.locator("#prompt")).to_have_value(ours["request"]["prompt"])
+            expect(page.locator("#seed")).to_have_value(str(ours["request"]["seed"]))
+            expect(page.get_by_role("radio", name="Anime")).to_be_checked()
+            expect(page.locator("#start")).to_be_hidden()
+        # Cut short before the end of its settings, it is none of ours, and no fault of the page either.
+        found = page.evaluate(CUT, base64.b64encode(data).decode())
+        assert found[0] == ours["request"]["prompt"]
+        assert found[1:] == [None] * 150
     given(page, full_server.picture(ours), "drop")
-    expect(page.locator("#prompt")).to_have_value(ours["request"]["prompt"])
-    expect(page.locator("#seed")).to_have_value(str(ours["request"]["seed"]))
-    expect(page.get_by_role("radio", name="Anime")).to_be_checked()
-    expect(page.locator("#start")).to_be_hidden()
     page.get_by_role("button", name="Start from it instead").click()
     expect(page.locator("#start img")).to_be_visible()
 
