@@ -166,6 +166,13 @@ def take_all(browser: Browser, url: str, folder: Path) -> None:
         sheet.paste(shot, (gap + place * (780 + gap), gap))
     save(sheet.resize((sheet.width // 2, sheet.height // 2), Image.Resampling.LANCZOS), folder / "page-phone.webp")
 
+    page = opened(browser, url, viewport={"width": 1440, "height": 1160}, locale="en-US")
+    page.locator("#open-settings").click()
+    page.locator(".plan li").first.wait_for()
+    drawer = page.locator("#settings").bounding_box()
+    assert drawer is not None
+    save(take(page).crop((int(drawer["x"]) - 240, 0, 1440, 1160)), folder / "page-settings.webp")
+
     page = opened(browser, url, viewport={"width": 1600, "height": 1000}, locale="en-US", color_scheme="dark")
     save(take(page), folder / "page-gallery.webp")
 

@@ -16,8 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-# The settings and terminal of whoever runs the tests are no part of them.
-for name in [name for name in os.environ if name.startswith("HWAGA_")]:
+# The settings and terminal of whoever runs the tests are no part of them. HWAGA_REQUIRE_BROWSER is no setting: see tests/ui.
+for name in [name for name in os.environ if name.startswith("HWAGA_") and name != "HWAGA_REQUIRE_BROWSER"]:
     del os.environ[name]
 for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
     os.environ.pop(name, None)

@@ -29,6 +29,7 @@ OPERATIONS = {
         "GET /health/live", "GET /health/ready", "GET /metrics",
         "POST /v1/jobs", "GET /v1/jobs", "GET /v1/jobs/{job}", "DELETE /v1/jobs/{job}", "GET /v1/jobs/{job}/events",
         "GET /v1/images/{image}", "GET /v1/status", "GET /v1/jobs/{job}/source", "DELETE /v1/images/{image}",
+        "POST /v1/images/{image}/again",
     ],
     "images": [
         "GET /v1/styles", "GET /v1/industries", "GET /v1/loras", "GET /v1/plan", "POST /v1/prompts/compose",

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hwaga.server.page import POLICY, page_files
+from hwaga.server.process import WORKER
 from hwaga.server.security import Access
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def png(color: str = "red") -> bytes:
 
 def made(server: Running, **body: Any) -> dict[str, Any]:
     found: dict[str, Any] = server.ended(server.submit(**body)["id"])
-    assert found["status"] == "succeeded"
+    assert found["status"] == "succeeded", found["error"]
     return found
 
 
@@ -110,6 +111,40 @@ def test_the_picture_that_a_job_starts_from(server: Running) -> None:
     assert server.client.get(f"/v1/jobs/{words_alone['id']}/source").status_code == 404
 
 
+def test_a_picture_is_made_again_byte_for_byte(serve: Serve) -> None:
+    words = {
+        "prompt": "a red apple on a yellow background",
+        "style": "anime",
+        "style_fallback": True,
+        "steps": 4,
+        "size": "256x256",
+    }
+    start = {"image": base64.b64encode(png("blue")).decode(), "strength": 0.7, "steps_scale": True}
+    with serve(worker=WORKER) as server:  # one that draws
+        for more in ({}, start):
+            job = made(server, **words, **more, max_tokens=600, number=2)  # its seeds are drawn at random
+            second = job["images"][1]["url"]
+            answer = server.client.post(f"{second}/again", json={})
+            assert (answer.status_code, answer.json()["request"]["style"]) == (202, "anime")
+            # What the packs made of the words goes with it: they may have changed since.
+            assert answer.json()["request"]["composed"]["style"] == "anime"
+            again = server.ended(answer.json()["id"])
+            assert again["kind"] == job["kind"]
+            assert server.client.get(again["images"][0]["url"]).content == server.client.get(second).content
+            varied = server.ended(server.client.post(f"{second}/again", json={"seed": 99}).json()["id"])
+            assert varied["request"] == {**again["request"], "seed": 99}
+            assert server.client.get(varied["images"][0]["url"]).content != server.client.get(second).content
+
+
+def test_again_takes_a_seed_and_nothing_that_is_not_there(server: Running) -> None:
+    assert server.client.post("/v1/images/none/again", json={}).status_code == 404
+    url = made(server, prompt="a cat", steps=1)["images"][0]["url"]
+    assert server.client.post(f"{url}/again", json={"prompt": "a dog"}).status_code == 400
+    key = {"Idempotency-Key": "once more"}
+    ids = {server.client.post(f"{url}/again", json={}, headers=key).json()["id"] for _ in range(2)}
+    assert len(ids) == 1
+
+
 def test_a_picture_is_deleted_and_with_the_last_one_its_job(server: Running) -> None:
     job = made(server, prompt="a cat", number=2, seed=1, image=base64.b64encode(png("green")).decode())
     kept, gone = (image["id"] for image in job["images"])
@@ -133,5 +168,6 @@ def test_others_pictures_are_neither_shown_nor_deleted(serve: Serve) -> None:
         server.client.headers["Authorization"] = f"Bearer {other}"
         assert server.client.get(f"/v1/jobs/{job['id']}/source").status_code == 404
         assert server.client.delete(job["images"][0]["url"]).status_code == 404
+        assert server.client.post(f"{job['images'][0]['url']}/again", json={}).status_code == 404
         server.client.headers["Authorization"] = f"Bearer {one}"
         assert server.client.get(job["images"][0]["url"]).status_code == 200

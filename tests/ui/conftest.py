@@ -1,4 +1,6 @@
-"""The page in a real Chromium, against a real server with the bundled model. Without a Chromium these tests are skipped."""
+"""The page in a real Chromium, against a real server with the bundled model. Without a Chromium these tests are skipped,
+or fail where ``HWAGA_REQUIRE_BROWSER=1`` says that there must be one.
+"""
 
 from __future__ import annotations
 
@@ -94,10 +96,14 @@ def _served(folder: Path) -> Server:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
+    lacks = pytest.fail if os.environ.get("HWAGA_REQUIRE_BROWSER") == "1" else pytest.skip
     if CHROMIUM is None:
-        pytest.skip("No Chromium on the path. Install one (Debian: apt-get install chromium) to test the page.")
-    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e '.[dev]'")
-    with sync.sync_playwright() as playwright:
+        lacks("No Chromium on the path. Install one (Debian: apt-get install chromium) to test the page.")
+    try:
+        from playwright import sync_api
+    except ImportError:
+        lacks("playwright is not installed: pip install -e '.[dev]'")
+    with sync_api.sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield found
         found.close()

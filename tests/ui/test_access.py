@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +74,15 @@ def test_axe_finds_no_serious_fault(full_server: Server, visit: Visit, scheme: s
     assert faults(page) == []
 
 
+def test_a_browser_that_is_required_and_absent_is_a_failure(tmp_path: Path) -> None:
+    test = f"{Path(__file__).relative_to(ROOT)}::test_axe_can_find_one"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "of"), test]
+    environment = {**os.environ, "PATH": str(tmp_path), "HWAGA_REQUIRE_BROWSER": "1"}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1
+    assert "No Chromium on the path" in found.stdout
+
+
 def test_axe_can_find_one(full_server: Server, visit: Visit) -> None:
     page = visit(full_server)
     page.evaluate(
@@ -81,6 +93,7 @@ def test_axe_can_find_one(full_server: Server, visit: Visit) -> None:
 
 def test_by_keyboard_alone(server: Server, visit: Visit) -> None:
     page = visit(server)
+    page.evaluate("document.getElementById('steps').value = 1")
     press = page.keyboard.press
     press("Tab")
     expect(page.locator(".skip")).to_be_focused()

@@ -112,19 +112,17 @@ def test_again_vary_and_edit(full_server: Server, visit: Visit) -> None:
         body = {"error": {"message": "", "type": "", "param": None, "code": "queue_full"}}
         route.fulfill(status=429, json=body, headers={"Retry-After": "7"})
 
-    page.route("**/v1/jobs", refuse)
+    page.route("**/v1/images/*/again", refuse)
     page.get_by_role("button", name="picture 65").click()
     page.locator(".stage.drawn").wait_for()
     page.get_by_role("button", name="Again").click()
     expect(page.locator(".toast")).to_have_text("The queue is full. Try again in 7 s.")
     again = sent[-1].post_data_json
-    assert again == {
-        "prompt": "picture 65", "style": "anime", "seed": 65, "steps": 8, "size": "256x256", "number": 1, "previews": True,
-    }  # fmt: skip
+    assert again == {"previews": True}
     with page.expect_request(lambda request: request.method == "POST") as varied:
         page.get_by_role("button", name="Vary seed").click()
-    assert {**varied.value.post_data_json, "seed": 65} == again
-    assert varied.value.post_data_json["seed"] != 65
+    assert varied.value.url == sent[0].url
+    assert varied.value.post_data_json.keys() == {"seed", "previews"}
     page.get_by_role("button", name="Edit").click()
     expect(page.locator("#viewer")).to_be_hidden()
     expect(page.locator("#prompt")).to_have_value("picture 65")
@@ -138,12 +136,31 @@ def test_the_start_of_a_picture_goes_with_it(full_server: Server, visit: Visit) 
     page.get_by_label("Search").fill("그림 60")
     page.get_by_role("button", name="그림 60").click()
     page.locator(".stage.drawn").wait_for()
-    with page.expect_request(lambda request: request.method == "POST" and request.url.endswith("/v1/jobs")) as sent:
-        page.route("**/v1/jobs", lambda route: route.abort() if route.request.method == "POST" else route.fallback())
-        page.get_by_role("button", name="Again").click()
-    assert b'name="image"' in sent.value.post_data_buffer
     page.get_by_role("button", name="Edit").click()
     expect(page.locator("#start img")).to_be_visible()
+
+
+def test_a_server_that_comes_back_with_another_model(full_server: Server, visit: Visit) -> None:
+    page = visit(full_server)
+    page.locator(".grid li.drawn").first.wait_for()
+    page.get_by_role("radio", name="Anime").check(force=True)
+    page.get_by_role("radio", name="Banner").check(force=True)
+    page.fill("#prompt", "kept")
+    status, styles = full_server.get("/v1/status"), full_server.get("/v1/styles")
+    status["model"] |= {"name": "large", "title": "Large", "steps": 31, "own_words_only": False}
+    status["model"]["aspects"] = {name: [4 * w, 4 * h] for name, (w, h) in status["model"]["aspects"].items()}
+    others = [style for style in styles if style["name"] != "anime"]
+    batik = {"name": "batik", "title": {"en": "Batik", "ko": "바틱"}, "aliases": [], "lora": None}
+    page.route("**/v1/styles", lambda route: route.fulfill(json=[*others, batik]))
+    page.route("**/v1/status", lambda route: route.fulfill(json=status))
+    expect(page.locator(".toast")).to_contain_text("another model: Large", timeout=30_000)
+    expect(page.get_by_role("radio", name="Batik")).to_have_count(1)
+    expect(page.get_by_role("radio", name="Anime")).to_have_count(0)
+    expect(page.get_by_role("radio", name="As written")).to_be_checked()
+    expect(page.locator(".use-choice:has(:checked) .pixels")).to_have_text("1280×768")
+    expect(page.locator("#steps")).to_have_attribute("placeholder", "31")
+    expect(page.locator("#prompt")).to_have_value("kept")
+    expect(page.get_by_label("Style", exact=True).locator("option[value=batik]")).to_have_count(1)
 
 
 def test_settings(full_server: Server, visit: Visit) -> None:

@@ -145,7 +145,7 @@ class Front:
             card.check_size(request.width, request.height)
         for lora in request.model_loras:
             self.loras.find(lora.name, card)
-        text = self.composed(request, limit).text if request.composes else request.prompt
+        text = self.composed(request, limit).text if request.composes else request.model_prompt
         return self.count(text, limit)
 
     async def submit(

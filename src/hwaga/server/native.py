@@ -149,7 +149,8 @@ def _view(job: Job, queue: list[str]) -> JobView:
     )
 
 
-async def _shown(front: Front, job: Job) -> JobView:
+async def view_of(front: Front, job: Job) -> JobView:
+    """A job as its owner sees it, with its place in the queue."""
     return _view(job, await front.dispatcher.call(front.dispatcher.store.queue))
 
 
@@ -182,7 +183,7 @@ async def make_job(
         key=idempotency_key,
     )
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return await _shown(front, job)
+    return await view_of(front, job)
 
 
 def _decoded(text: str) -> bytes:
@@ -222,14 +223,14 @@ async def list_jobs(
 @router.get("/jobs/{job}", tags=["jobs"], summary="A job")
 async def get_job(job: str, front: TheFront, owner: Owner) -> JobView:
     """A job as it is now."""
-    return await _shown(front, await front.job(job, owner))
+    return await view_of(front, await front.job(job, owner))
 
 
 @router.delete("/jobs/{job}", tags=["jobs"], summary="Cancel a job")
 async def cancel_job(job: str, front: TheFront, owner: Owner) -> JobView:
     """One that is being drawn stops after the step that it is at. One that has ended stays as it is."""
     await front.job(job, owner)
-    return await _shown(front, await front.dispatcher.cancel(job))
+    return await view_of(front, await front.dispatcher.cancel(job))
 
 
 @router.get(

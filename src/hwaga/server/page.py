@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import mimetypes
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from hwaga.errors import UnknownJobError
-from hwaga.server.drawing import Owner, TheFront
+from hwaga.request import MAX_SEED, ImageRequest
+from hwaga.server.drawing import IdempotencyKey, Owner, TheFront, body_schema, read_json
 from hwaga.server.health import kilobyte_lines
+from hwaga.server.native import JobView, view_of
+from hwaga.server.picture_formats import request_of
 from hwaga.server.refusals import RESPONSES
 from hwaga.server.wire import DeviceMemory
 from hwaga.version import __version__
@@ -208,6 +212,49 @@ async def job_source(
         raise UnknownJobError("That job starts from words alone.")
     kind = "image/png" if data[:1] == b"\x89" else "image/jpeg" if data[:1] == b"\xff" else "image/webp"
     return Response(data, media_type=kind, headers=headers)
+
+
+class Again(BaseModel):
+    """What is to be different."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Another seed; the picture's own unless given.")
+    previews: bool = Field(False, description="Let each step bring a small JPEG of what emerges.")
+
+
+@router.post(
+    "/v1/images/{image}/again",
+    status_code=202,
+    tags=["images"],
+    summary="Make a picture again, or with another seed",
+    openapi_extra=body_schema(json=Again),
+    responses=RESPONSES,
+)
+async def make_again(
+    image: str,
+    request: Request,
+    response: Response,
+    front: TheFront,
+    owner: Owner,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """A job from the settings inside the picture, also where the packs' wording has changed since: it is not composed anew."""
+    body = await read_json(request, Again)
+    carried = await asyncio.to_thread(request_of, await front.picture(image, owner))
+    job, _ = await front.dispatcher.call(front.dispatcher.store.picture, image)
+    source = await front.dispatcher.call(front.dispatcher.store.source, job)
+    wanted = ImageRequest.from_json(carried)
+    made, _ = await front.submit(
+        wanted if body.seed is None else wanted.replace(seed=body.seed),
+        owner=owner,
+        number=1,
+        previews=body.previews,
+        source=source,
+        key=idempotency_key,
+    )
+    response.headers["Location"] = f"/v1/jobs/{made.id}"
+    return await view_of(front, made)
 
 
 @router.delete(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from typing import Any
 
 from hwaga.image_file import Format, encode
 from hwaga.source_image import opened_picture
@@ -29,6 +30,13 @@ def converted(png: bytes, format: Format, quality: int) -> bytes:
             parameters=info["parameters"],
             quality=quality,
         )
+
+
+def request_of(png: bytes) -> dict[str, Any]:
+    """The resolved request that a picture of the server's says it was made by, as ``ImageRequest.to_json`` wrote it."""
+    with opened_picture(png, "the picture") as picture:
+        request: dict[str, Any] = json.loads(picture.info["hwaga"])["request"]
+    return request
 
 
 def thumbnail(png: bytes, format: Format) -> bytes:

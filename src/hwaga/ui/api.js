@@ -83,6 +83,12 @@ export async function makeJob(values, source, idempotencyKey) {
   return (await send("/v1/jobs", { method: "POST", headers, body })).json();
 }
 
+/** Makes a job of the settings inside a picture: the server has them all, and what it started from. */
+export async function makeAgain(image, values, idempotencyKey) {
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": idempotencyKey };
+  return (await send(`/v1/images/${image}/again`, { method: "POST", headers, body: JSON.stringify(values) })).json();
+}
+
 const SILENCE = 45000; // ms: the server sends a sign of life every 15 s
 
 /** The events of a job, across lost connections, until it ends or `signal` says stop. */

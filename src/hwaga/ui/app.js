@@ -56,7 +56,7 @@ async function begin() {
     const style = picture?.job.request.style;
     if (style && offer.status.model.name !== "mini" && !composer.choices.own.has(style)) composer.choices.exemplify(style, URL.createObjectURL(blob));
   });
-  page = { jobs, offer, composer };
+  page = { jobs, offer, composer, gallery };
   tell(offer.status);
   jobs.addEventListener("work", debounced(400, look));
   await jobs.start();
@@ -75,11 +75,24 @@ async function retry(view, composer) {
   }
 }
 
+/** What tells whether the server has come back as another one. */
+const kind = ({ version, model, uses }) => JSON.stringify([version, model, uses]);
+
+/** The parts share one offer, which takes on what there is now. */
+async function renew() {
+  Object.assign(page.offer, await offered());
+  page.composer.renew();
+  page.gallery.renew();
+  toast(t("otherModel", { model: page.offer.status.model.title }));
+}
+
 async function look() {
   clearTimeout(looking);
   if (!document.hidden) {
     try {
-      tell(await api.get("/v1/status"));
+      const status = await api.get("/v1/status");
+      if (kind(status) !== kind(page.offer.status)) await renew();
+      tell(status);
     } catch {
       // The notice about the connection says it.
     }

@@ -47,11 +47,18 @@ export class Composer {
     this.#render();
   }
 
-  /** New choices, after the server has come back as another one. */
-  renew(offer) {
-    this.offer = offer;
-    this.choices.offer = offer;
+  /** New choices, after the server has come back as another one. What it has not is no longer chosen. */
+  renew() {
+    const { choices } = this;
+    choices.style = this.#offered(this.offer.styles, choices.style);
+    choices.use = this.#offered(this.offer.status.uses, choices.use);
+    choices.size = null;
     this.#render();
+    this.#changed();
+  }
+
+  #offered(entries, name) {
+    return name === "auto" || entries.some((entry) => entry.name === name) ? name : "";
   }
 
   #render() {
@@ -77,10 +84,9 @@ export class Composer {
     find("seed").value = wanted.seed ?? "";
     find("steps").value = wanted.steps && wanted.steps !== this.offer.status.model.steps ? wanted.steps : "";
     const { choices } = this;
-    const offered = (entries, name) => (entries.some((entry) => entry.name === name) || name === "auto" ? name : "");
-    choices.style = offered(this.offer.styles, wanted.style || "");
+    choices.style = this.#offered(this.offer.styles, wanted.style || "");
     choices.industry = wanted.industry || "";
-    choices.use = offered(this.offer.status.uses, wanted.use || "");
+    choices.use = this.#offered(this.offer.status.uses, wanted.use || "");
     const [width, height] = choices.pixels("");
     choices.size = !choices.use && wanted.size && wanted.size !== `${width}x${height}` ? wanted.size : null;
     choices.avoid = wanted.avoid || [];
@@ -154,7 +160,7 @@ export class Composer {
     button.setAttribute("aria-disabled", "true");
     button.firstChild.textContent = t("sending");
     try {
-      const view = await this.send(this.#pending.values, this.#pending.source, this.#pending.key);
+      const view = await this.jobs.submit(this.#pending.values, this.#pending.source, this.#pending.key);
       this.#pending = null;
       announce(t("queuedAgain"));
       document.querySelector(`[data-job="${view.id}"]`)?.scrollIntoView({ block: "nearest" });
@@ -165,10 +171,6 @@ export class Composer {
       button.removeAttribute("aria-disabled");
       button.firstChild.textContent = t("draw");
     }
-  }
-
-  send(values, source = null, key = api.newKey()) {
-    return this.jobs.submit(values, source, key);
   }
 
   #clear() {

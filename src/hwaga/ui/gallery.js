@@ -30,6 +30,13 @@ export class Gallery extends EventTarget {
     this.#renderAll();
   }
 
+  /** Tells of pictures with what the server has now. */
+  renew() {
+    const { style } = this.#filter;
+    this.#filtered({ style: this.offer.styles.some((entry) => entry.name === style) ? style : "" });
+    this.#renderAll();
+  }
+
   begin() {
     this.end.observe(find("sentinel"));
   }

@@ -95,7 +95,16 @@ export class Jobs extends EventTarget {
   }
 
   async submit(values, source, idempotencyKey) {
-    const view = await api.makeJob(values, source, idempotencyKey);
+    return this.#taken(await api.makeJob(values, source, idempotencyKey));
+  }
+
+  /** Makes a picture again, from the settings inside it; with `seed` another one. */
+  async again(image, seed, idempotencyKey) {
+    const view = await api.makeAgain(image, { ...(seed !== undefined && { seed }), previews: true }, idempotencyKey);
+    return this.#taken(view);
+  }
+
+  #taken(view) {
     this.absorb([view]);
     this.#tabs?.postMessage({});
     this.look();

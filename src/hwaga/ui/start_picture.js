@@ -12,7 +12,7 @@ export class StartPicture {
   blob = null;
   strength = 0.6;
 
-  /** `restore` is given the settings of a picture of ours that was dropped or pasted; `changed` is called at each change. */
+  /** `restore` is given the settings of a picture of ours that was given; `changed` is called at each change. */
   constructor({ restore, changed }) {
     this.restore = restore;
     this.changed = changed;
@@ -20,7 +20,7 @@ export class StartPicture {
     const file = find("picture-file");
     find("pick-picture").addEventListener("click", () => file.click());
     file.addEventListener("change", () => {
-      if (file.files[0]) this.use(file.files[0]);
+      if (file.files[0]) this.#take(file.files[0]);
       file.value = "";
     });
     document.addEventListener("paste", (event) => this.#offered(event.clipboardData, event));
@@ -53,6 +53,11 @@ export class StartPicture {
     const file = [...(transfer?.files || [])][0];
     if (!file) return;
     event.preventDefault();
+    await this.#take(file);
+  }
+
+  /** A picture of ours brings its settings back; any other is what to start from. */
+  async #take(file) {
     const settings = KINDS.includes(file.type) ? await settingsOf(file) : null;
     if (!settings) {
       await this.use(file);

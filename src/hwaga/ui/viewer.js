@@ -81,8 +81,8 @@ export class Viewer {
         h(
           "div",
           { className: "actions" },
-          act("dice", "vary", () => this.#redraw({ seed: randomSeed() }), "primary"),
-          act("again", "again", () => this.#redraw({})),
+          act("dice", "vary", () => this.#redraw(randomSeed()), "primary"),
+          act("again", "again", () => this.#redraw()),
           act("edit", "edit", () => this.#edit()),
           act("picture", "asStart", () => this.#start()),
           compare,
@@ -181,10 +181,9 @@ export class Viewer {
     }
   }
 
-  #redraw(changes) {
+  #redraw(seed) {
     return this.#attempt(async () => {
-      const source = await this.#source();
-      await this.composer.send({ ...requestOf(this.#request), ...changes, number: 1, previews: true }, source);
+      await this.jobs.again(this.#picture.id, seed, api.newKey());
       this.dialog.close();
       toast(t("queuedAgain"));
       find("work").scrollIntoView({ block: "nearest" });

@@ -44,6 +44,7 @@ const WORDS = {
   bigPicture: ["This picture is over 40 MiB. Save it smaller.", "40 MiB가 넘는 그림입니다. 더 작게 저장해 주세요."],
   dropHere: ["Drop a picture to start from it. A picture made here brings its settings back.", "그림을 놓으면 거기서 시작합니다. 여기서 만든 그림은 설정을 되살립니다."],
   restored: ["Its settings are back.", "그림의 설정을 되살렸습니다."],
+  otherModel: ["The server now has another model: {model}.", "서버의 모델이 바뀌었습니다: {model}."],
   startInstead: ["Start from it instead", "대신 이 그림에서 시작"],
   working: ["In progress", "그리는 중"],
   waitingFirst: ["Next in line", "바로 다음 차례"],
