@@ -48,6 +48,12 @@ def serve(
         typer.Option(help="Most that each worker may take of the machine's memory (HWAGA_RAM, or what is free)."),
     ] = None,
     queue: Annotated[int, typer.Option(min=1, help="Most jobs that may wait.")] = 1000,
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            "--warm-up", help="Draw a picture before any is asked for, so that the first is as quick as others."
+        ),
+    ] = False,
     batch: Annotated[
         int, typer.Option(min=1, max=64, help="Most pictures that a device draws at once, of one job or of several.")
     ] = 1,
@@ -101,6 +107,7 @@ def serve(
                 ram=ram or settings.ram,
                 devices=device or [settings.device],
                 batch=batch,
+                warm_up=warm_up,
                 job_timeout=job_timeout,
                 keep_seconds=keep_days * 86400,
                 keep_bytes=room,

@@ -79,6 +79,7 @@ class Dispatcher:
         vram, ram: most that each worker may take of its GPU and of the host.
         devices: one worker for each; None is the device of its settings.
         batch: most pictures that a worker draws at once, of one job or of several.
+        warm_up: a worker draws a first picture by itself before it is ready.
         job_timeout: seconds that an attempt may take.
         keep_seconds, keep_bytes: how long ended jobs are kept, and how much room all pictures may take.
 
@@ -99,6 +100,7 @@ class Dispatcher:
         ram: str | None = None,
         devices: Sequence[str | None] = (None,),
         batch: int = 1,
+        warm_up: bool = False,
         job_timeout: float = 600.0,
         keep_seconds: float = 7 * 86400.0,
         keep_bytes: int = 20 * 2**30,
@@ -108,6 +110,7 @@ class Dispatcher:
         self.on_end: Callable[[Job], None] = lambda _: None
         self.on_step: Callable[[], None] = lambda: None
         self._model, self._dtype, self._batch, self._job_timeout = model, dtype, batch, job_timeout
+        self._warm_up = warm_up
         self._precision, self._vram, self._ram = precision, vram, ram
         self._keep = (keep_seconds, keep_bytes)
         self._slots = [_Slot(device) for device in devices]
@@ -268,7 +271,14 @@ class Dispatcher:
                 slot.worker = await WorkerProcess.start()
                 slot.worker.send(
                     wire.Open(
-                        self._model, slot.device, self._dtype, self._precision, self._vram, self._ram, self._batch
+                        self._model,
+                        slot.device,
+                        self._dtype,
+                        self._precision,
+                        self._vram,
+                        self._ram,
+                        self._batch,
+                        self._warm_up,
                     )
                 )
                 match await slot.worker.messages.get():

@@ -36,6 +36,7 @@ class Open:
     vram: str | None = None
     ram: str | None = None
     batch: int = 1
+    warm_up: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from hwaga.errors import HwagaError, WireError
 from hwaga.image_file import encode_result
-from hwaga.memory.trim import limit_arenas
+from hwaga.memory.trim import prepare_process
 from hwaga.request import ImageRequest, Result, Step
 from hwaga.server import wire
 from hwaga.server.folders import own_folders, without_folders
@@ -104,6 +104,8 @@ class Worker:
                 vram=asked.vram,
                 ram=asked.ram,
             )
+            if asked.warm_up:  # the first picture chooses and loads kernels, which its asker would wait for
+                engine.generate(ImageRequest("a warm-up", steps=1, seed=0))
         except HwagaError as error:
             self._send(wire.Failed(type(error).__name__, str(error)))
             return
@@ -285,7 +287,7 @@ def main() -> None:
     ):  # a terminal or service manager signals all processes: the parent decides
         signal.signal(number, signal.SIG_IGN)
     log_as_json(logging.WARNING)
-    limit_arenas()
+    prepare_process()
     Worker(socket.socket(fileno=int(sys.argv[1]))).run()
 
 
