@@ -55,7 +55,7 @@ def test_growth_would_be_seen(soak: ModuleType, engine: Engine, monkeypatch: pyt
         return decode(self, latents, tile)
 
     monkeypatch.setattr(type(placement_of(engine).model), "decode_latents", leak)
-    figures = soak.soak(engine, 22, steps=1).figures()
+    figures = soak.soak(engine, 24, steps=1).figures()
     assert figures["device_drift_bytes"] > 0
     assert "bytes stayed on the device" in soak.failures(figures, timed=False)[0]
     grown = {**figures, "device_drift_bytes": 0, "host_drift_mib": 65.0, "swap_bytes": 4096, "last_to_first": 1.2}

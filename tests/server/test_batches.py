@@ -18,6 +18,7 @@ from PIL import Image
 from hwaga.engine import Engine
 from hwaga.errors import DeviceMemoryError, LoraError, SizeError, StoreError
 from hwaga.memory.plan import Budget
+from hwaga.placement import Work
 from hwaga.request import ImageRequest, Step
 from hwaga.server import dispatcher as module
 from hwaga.server import process, wire, worker
@@ -316,7 +317,7 @@ def test_memory_decides_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatc
         for quarters in range(4 * 130, 4 * 200):
             budget = Budget("cuda", quarters * 2**18, 2**30)
             monkeypatch.setattr(placement, "budget", lambda budget=budget: budget)
-            moved = [placement._moved(pictures[:count], 8) for count in (1, 2, 3, 4)]
+            moved = [placement._moved(Work(pictures[:count], 8)) for count in (1, 2, 3, 4)]
             found.append((engine.at_once(requests), moved))
         with pytest.raises(SizeError):
             engine.at_once([*requests, ImageRequest("a fox", width=17, height=17)])

@@ -459,13 +459,13 @@ def _state(process: int) -> str:
     return _status(process).get("State", "")[:1]
 
 
-def test_a_worker_limits_its_arenas_before_it_begins() -> None:
+def test_a_worker_prepares_its_process_before_it_begins() -> None:
     """In a process of its own: what main sets holds for the whole of it."""
     code = """
 import socket, sys
 from hwaga.server import worker
 done = []
-worker.limit_arenas = lambda: done.append("arenas")
+worker.prepare_process = lambda: done.append("prepared")
 worker.Worker.run = lambda self: done.append("run")
 ours, theirs = socket.socketpair()
 sys.argv = ["worker", str(theirs.detach())]
@@ -473,4 +473,4 @@ worker.main()
 print(*done)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["arenas", "run"]
+    assert found.stdout.split() == ["prepared", "run"]

@@ -94,7 +94,8 @@ def _served(folder: Path) -> Server:
     return server
 
 
-@pytest.fixture(scope="session")
+# For a module, not for good: while Playwright runs, no other test of the process can start an event loop.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     lacks = pytest.fail if os.environ.get("HWAGA_REQUIRE_BROWSER") == "1" else pytest.skip
     if CHROMIUM is None:
@@ -109,15 +110,15 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One that draws, for all tests of a process."""
+    """One that draws, for all tests of a module."""
     found = _served(tmp_path_factory.mktemp("drawing"))
     yield found
     found.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def full_server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One whose gallery is full: 70 jobs, of which every tenth began with a picture."""
     folder = tmp_path_factory.mktemp("full")
