@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hwaga import Engine, ImageRequest
+from hwaga import Engine, ImageRequest, ModelCard
 from hwaga.errors import DoesNotFitError
 from hwaga.families.z_image.model import ZImageModel
 from hwaga.memory.plan import Budget
@@ -23,11 +23,16 @@ PLENTY = 2**40
 MIB = 2**20
 
 
-def open_small(**options: Any) -> Engine:
-    """The bundled model, which also draws pictures of a few pixels: nobody looks at them."""
+def small_card(name: str = "mini") -> ModelCard:
+    """The bundled model, under any name, which also draws pictures of a few pixels: nobody looks at them."""
     card = find_card("mini", Settings().models)
     limits = replace(card.limits, min_side=32, max_side=640, max_pixels=2**18, listed_sizes_only=False)
-    return Engine.open(replace(card, limits=limits, aspects={"1:1": (64, 64)}), device="cpu", **options)
+    return replace(card, name=name, limits=limits, aspects={"1:1": (64, 64)})
+
+
+def open_small(**options: Any) -> Engine:
+    """An engine of it."""
+    return Engine.open(small_card(), device="cpu", **options)
 
 
 def placement_of(engine: Engine) -> Placement:

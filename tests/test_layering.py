@@ -1,7 +1,7 @@
 """Imports point one way, and nothing heavy happens before it is needed.
 
-    ui (over HTTP) → server, cli → engine → forecast → placement, resolve → prompt, families → memory.plan, weights, sampling,
-    kernels → the foundation
+    ui (over HTTP) → server, cli → engines → engine → forecast → placement, resolve → room → prompt, families → memory.plan,
+    weights, sampling, kernels → the foundation
 
 Families say what they ask of memory in the types of memory.plan, which is pure data and arithmetic; where weights lie is not
 theirs to see, so that of memory they may import nothing else.
@@ -54,13 +54,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "memory": FOUNDATION | {"kernels"},
     "prompt": FOUNDATION,
     "resolve": FOUNDATION | {"prompt", "families", "weights"},
-    "placement": FOUNDATION | {"families", "memory"},
-    "forecast": FOUNDATION | {"families", "memory", "weights", "placement", "resolve"},
+    "room": FOUNDATION | {"families", "memory"},
+    "placement": FOUNDATION | {"families", "memory", "room"},
+    "forecast": FOUNDATION | {"families", "memory", "weights", "room", "resolve"},
     "engine": FOUNDATION
-    | {"prompt", "families", "memory", "weights", "sampling", "kernels", "placement", "resolve", "forecast"},
-    "__init__": FOUNDATION | {"prompt", "engine"},  # the public names
+    | {"prompt", "families", "memory", "weights", "sampling", "kernels", "room", "placement", "resolve", "forecast"},
+    "engines": FOUNDATION | {"families", "memory", "room", "engine"},
+    "__init__": FOUNDATION | {"prompt", "engine", "engines"},  # the public names
     "convert": FOUNDATION | {"families", "weights"},
-    "server": FOUNDATION | {"__init__", "prompt", "tokens", "memory", "engine"},
+    "server": FOUNDATION | {"__init__", "prompt", "tokens", "memory", "engine", "engines"},
     "cli": FOUNDATION
     # `hwaga serve` starts the server; `hwaga download` fetches weights and reads none of them.
     | {"__init__", "prompt", "tokens", "memory", "weights", "forecast", "engine", "convert", "server"},
@@ -72,7 +74,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 WITHOUT_TORCH = FOUNDATION | {"prompt", "tokens"}
 # The server's front stays small and alive whatever the engine does: that runs in the worker's process, and there alone.
 ENGINE_OF_THE_SERVER = "server/worker.py"
-NOT_THE_FRONTS = frozenset({"engine", "memory"})
+NOT_THE_FRONTS = frozenset({"engine", "engines", "memory"})
 # What a family may know of memory: how to say what it asks for.
 DEMANDS = "hwaga.memory.plan"
 # The reference that Z-Image is held against is no part of Z-Image; SDXL's networks are borrowed from it.
@@ -252,7 +254,7 @@ def test_what_is_allowed_passes() -> None:
         "families/family.py": "",
         "families/z_image/family.py": "from hwaga.families.family import Family\nfrom hwaga.memory.plan import Demand",
         "placement.py": "from hwaga.families.family import Model\nfrom hwaga.memory.residency import Residency",
-        "forecast.py": "from hwaga.placement import Caps",
+        "forecast.py": "from hwaga.room import Caps",
         "families/sdxl/family.py": "import diffusers\nimport torch",
         "engine.py": "from hwaga import families, prompt\nfrom hwaga.weights import lora\nimport hwaga.memory.plan",
         "cli/__init__.py": "def main():\n    from hwaga.engine import Engine\n    from hwaga.server import api",

@@ -37,6 +37,7 @@ from hwaga.version import __version__
 
 if TYPE_CHECKING:
     from hwaga.engine import Engine
+    from hwaga.engines import Engines
 
 __all__ = [
     "CardError",
@@ -49,6 +50,7 @@ __all__ = [
     "DoesNotFitError",
     "DownloadError",
     "Engine",
+    "Engines",
     "HubError",
     "HwagaError",
     "ImageFileError",
@@ -80,4 +82,6 @@ def __getattr__(name: str) -> Any:
     # The engine brings torch, which takes more than a second to import: only who makes pictures pays for it.
     if name == "Engine":
         return import_module("hwaga.engine").Engine
+    if name == "Engines":
+        return import_module("hwaga.engines").Engines
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -33,9 +33,10 @@ from hwaga.memory.budget import process_memory
 from hwaga.memory.device import peak_allocated, reset_peak
 from hwaga.memory.plan import Plan
 from hwaga.memory.trim import trim_host_memory
-from hwaga.placement import Attempt, Caps, Placement, Work
+from hwaga.placement import Attempt, Placement, Work
 from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
 from hwaga.resolve import Job, Resolver
+from hwaga.room import Caps, Room
 from hwaga.sampling.euler import euler
 from hwaga.settings import Settings, bytes_of
 from hwaga.weights.lora import LoraFile
@@ -81,6 +82,7 @@ class Engine:
         ram: int | str | None = None,
         progress: Progress | None = None,
         settings: Settings | None = None,
+        room: Room | None = None,
     ) -> Engine:
         """Plans where a model's weights go, and loads those that stay on the device.
 
@@ -94,6 +96,7 @@ class Engine:
                 what is free.
             progress: called with (bytes loaded, bytes in all) while weights are read.
             settings: read from the environment when left out.
+            room: the memory that it shares with other engines, in place of ``device``, ``vram`` and ``ram``; see ``Engines``.
 
         Raises:
             ModelError: the model is unknown, not there, or damaged.
@@ -102,10 +105,10 @@ class Engine:
             DeviceMemoryError: memory ran out while weights were brought in, which were planned to fit.
         """
         settings = settings or Settings.read()
-        card, chosen_device, chosen_dtype = choose(
-            model or settings.model, device or settings.device, dtype or settings.dtype, settings
-        )
+        where = device or settings.device if room is None else str(room.device)
+        card, chosen_device, chosen_dtype = choose(model or settings.model, where, dtype or settings.dtype, settings)
         caps = Caps(bytes_of("vram", vram or settings.vram), bytes_of("ram", ram or settings.ram))
+        room = room or Room(chosen_device, caps)
         ways = precisions(card, precision or settings.precision)
         card.check_present()
         marker = Verified.read(card.folder)
@@ -124,12 +127,12 @@ class Engine:
                 lora_bytes=settings.lora_bytes,
                 precision=None if way == FULL else way,
             )
-            placement = Placement(opened, chosen_device, caps)
+            placement = Placement(card.name, opened, room)
             with ExitStack() as undo:
                 undo.callback(placement.close)
                 _check_preview(card, opened)
                 try:
-                    placement.fit(Work([picture], card.steps), progress)
+                    placement.settle(Work([picture], card.steps), progress)
                 except DoesNotFitError as error:
                     if (picture, way) == attempts[-1]:
                         advice = INSTEAD[chosen_device.type]
@@ -158,6 +161,17 @@ class Engine:
     def plan(self) -> Plan | None:
         """Where weights lie, as the last request wanted it; None once the engine is closed."""
         return None if self._placement is None else self._placement.plan
+
+    @property
+    def away_bytes(self) -> int:
+        """Of the weights that stay by its plan, those that have left the device for another engine's, or wait to be loaded."""
+        placement = self._placement
+        return 0 if placement is None or placement.plan is None else placement.residency.missing_bytes(placement.plan)
+
+    @property
+    def held_bytes(self) -> int:
+        """Weights that are on the device now."""
+        return 0 if self._placement is None else self._placement.residency.device_bytes
 
     def generate(self, request: ImageRequest) -> Result:
         """Makes one picture. See ``stream`` for errors."""

@@ -24,9 +24,9 @@ from hwaga.memory.budget import budget, cap_for, host_memory, process_memory, ro
 from hwaga.memory.device import device_memory, find_device
 from hwaga.memory.plan import Budget, Plan, plan
 from hwaga.model_lookup import find_card
-from hwaga.placement import Caps
 from hwaga.request import ImageRequest
 from hwaga.resolve import size_of, steps_of
+from hwaga.room import Caps
 from hwaga.settings import Settings, bytes_of
 from hwaga.weights.verified import Verified
 

@@ -13,25 +13,18 @@ import torch
 
 from hwaga.errors import DeviceMemoryError, DoesNotFitError
 from hwaga.families.family import Model, Picture, Progress
-from hwaga.memory.budget import CONTEXT, STEP, budget, host_memory, process_memory, rounded
-from hwaga.memory.device import device_memory, give_back, limit_allocator
+from hwaga.memory.budget import STEP
+from hwaga.memory.device import device_memory, give_back
 from hwaga.memory.plan import Budget, Plan, plan
 from hwaga.memory.residency import Residency
 from hwaga.memory.trim import trim_host_memory
+from hwaga.room import Room, Tenant
 
 Made = TypeVar("Made")
 
 
 LESS = 512 * 2**20
 """What a second plan does without, where the first ran out of memory that was said to be there; an eighth of small plans."""
-
-
-@dataclass(frozen=True)
-class Caps:
-    """What a process may take of a GPU and of the host, in bytes; None for what there is."""
-
-    vram: int | None = None
-    ram: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,23 +92,35 @@ class Attempt:
 class Placement:
     """Where a model's weights are.
 
+    Args:
+        name: tells the model from others in the room.
+        room: the memory that it shares with them.
+
     Attributes:
         plan: the one in force.
     """
 
-    def __init__(self, model: Model, device: torch.device, caps: Caps) -> None:
+    def __init__(self, name: str, model: Model, room: Room) -> None:
         self.model = model
-        self.device = device
-        self.caps = caps
-        self.residency = Residency(model.parts, model.bring, device)
+        self.room = room
+        self.device = room.device
+        self.residency = Residency(model.parts, model.bring, room.device)
         model.on_device = self.residency.on_device
         self.plan: Plan | None = None
         self._closed = False
-        if caps.vram is not None:
-            limit_allocator(device, caps.vram - CONTEXT)
+        self._tenant = Tenant(name, model, self.residency)
+        room.admit(self._tenant)
+
+    def settle(self, work: Work, progress: Progress | None = None) -> None:
+        """As ``fit``, but where other models would have to make room, weights wait for the first request."""
+        made = self._made(work, self.budget())
+        if any(neighbour.leaves_bytes for neighbour in made.neighbours):
+            self.plan = made
+        else:
+            self.fit(work, progress)
 
     def fit(self, work: Work, progress: Progress | None = None) -> Attempt:
-        """Makes a plan for some pictures, and brings weights to where it wants them.
+        """Makes a plan for some pictures, and brings weights to where it wants them. Other models make room.
 
         Args:
             progress: told of weights that are read from files.
@@ -145,10 +150,13 @@ class Placement:
         return attempt
 
     def enforce(self, made: Plan) -> None:
-        """Sends away what a plan has no room for. What is missing comes when it is used."""
-        if made is not self.plan and not self._closed:
+        """Sends away what a plan has no room for, other models' weights included. What is missing comes when it is used."""
+        if self._closed:
+            return
+        if made is not self.plan:
             self.plan = made
             self.residency.shrink(made)
+        self.room.clear(self._tenant, made)
 
     def would_fit(self, work: Work) -> bool:
         """Whether there is a plan for some pictures."""
@@ -182,6 +190,8 @@ class Placement:
             DeviceMemoryError: there is no such plan, or memory runs out once more.
         """
         self.model.forget()
+        if not self._closed:
+            self.room.clear(self._tenant)
         give_back(self.device)
         if failed is not None and not self._closed:
             found = self.budget()
@@ -206,26 +216,15 @@ class Placement:
         )
 
     def budget(self) -> Budget:
-        """What may be taken now, what is taken already included."""
-        found = budget(
-            self.device.type,
-            device_memory(self.device),
-            host_memory(),
-            process_memory(),
-            held=self.residency.device_bytes + self.model.kept_bytes,
-            pinned=self.residency.pinned_bytes,
-            vram=self.caps.vram,
-            ram=self.caps.ram,
-        )
-        return rounded(found)
+        """What may be taken now, what is taken already included, by this model or others in the room."""
+        return self.room.budget()
 
     def close(self) -> None:
         """Lets go of all weights."""
         self._closed = True
         self.residency.close()
         self.model.close()
-        if self.caps.vram is not None:
-            limit_allocator(self.device, None)
+        self.room.dismiss(self._tenant)
         give_back(self.device)
         trim_host_memory()
 
@@ -233,11 +232,16 @@ class Placement:
         extra = sum(self.model.new_bytes(loras) for loras in work.loras)
         kept = -(-(self.model.kept_bytes + extra) // STEP) * STEP
         made = plan(self.model.demand(work.pictures, work.steps, kept), found)
-        return replace(made, host_work=made.host_work + self.residency.copies_besides(made))
+        return replace(
+            made,
+            host_work=made.host_work + self.residency.copies_besides(made),
+            neighbours=self.room.foreseen(self._tenant, made),
+        )
 
     def _apply(self, made: Plan, progress: Progress | None) -> None:
         told = None if progress is None else _counted(self.model, made, progress)
         self.plan = made
+        self.room.clear(self._tenant, made)
         self.residency.apply(made, told)
 
 

@@ -8,7 +8,7 @@ import functools
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import openai
 import pytest
 import uvicorn
 
+from hwaga.cards import ModelCard
 from hwaga.model_lookup import find_card
 from hwaga.server import dispatcher as dispatching
 from hwaga.server import process
@@ -90,7 +91,9 @@ class Running:
 def running(
     folder: Path,
     *,
-    model: str | None = None,
+    models: Sequence[str] = (),
+    cards: Sequence[ModelCard] = (),
+    batch: int = 1,
     access: Access | None = None,
     worker: tuple[str, ...] = FAKE,
     **options: Any,
@@ -100,9 +103,10 @@ def running(
         patch.setattr(dispatching, "POLL", 0.05)
         patch.setattr(dispatching, "BACK_OFF", (0.05, 0.05))
         store = SqliteStore(folder / "server", **options)
-        dispatcher = Dispatcher(store, model=model)
+        dispatcher = Dispatcher(store, models=models, batch=batch)
         settings = Settings(data_dir=str(folder))
-        app = create_app(dispatcher, find_card("mini", settings.models), settings, access or Access())
+        served = cards or [find_card("mini", settings.models)]
+        app = create_app(dispatcher, served, settings, access or Access())
         listening = bind("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
         loops: list[asyncio.AbstractEventLoop] = []

@@ -7,7 +7,7 @@ until           a file: its steps wait until it is there
 error           the class of error that "fail" reports
 way             "finish", "fail", "die", "die once" (a file whose path is "mark" tells), "hang" or "babble"
 bytes           about the size of each picture
-log             a file that is told how many jobs were drawn together
+log             a file that is told how many jobs were drawn together, and with which model where that is known
 
 The jobs of a batch take their steps in turn.
 """
@@ -49,15 +49,17 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     asked = messages.get()
     assert isinstance(asked, wire.Open)
-    if asked.model not in (None, "mini"):  # else a file that counts its starts, of which two fail
-        mark = Path(asked.model)
+    if asked.models and "mini" not in asked.models:  # but a file that counts its starts, of which two fail
+        mark = Path(asked.models[0])
         starts = int(mark.read_text()) if mark.exists() else 0
         mark.write_text(str(starts + 1))
         if starts == 0:
             send(wire.Failed("UnknownModelError", "There is no such model."))
         if starts <= 1:
             sys.exit(3)
-    send(wire.Ready("fake", "cpu"))
+    for model in asked.models[1:]:  # there is room for one of several
+        send(wire.Plan({"model": model, "held_bytes": 0, "away_bytes": 1}))
+    send(wire.Ready(asked.models, "cpu"))
     while True:
         batch: list[wire.Draw] = []
         while not batch or batch[-1].more:
@@ -85,7 +87,7 @@ def draw(
         way = "finish"
     if "log" in plan:
         with Path(plan["log"]).open("a") as log:
-            log.write(f"{together}\n")
+            log.write(f"{together} {job.body.get('model', '')}".strip() + "\n")
     for step in range(1, steps + 1):
         time.sleep(plan.get("delay", 0))
         while "until" in plan and not Path(plan["until"]).exists():

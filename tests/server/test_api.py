@@ -459,7 +459,7 @@ def test_metrics(serve: Serve) -> None:
 
 def test_not_ready_without_a_worker(serve: Serve, tmp_path: Path) -> None:
     # The fake worker says of the first start that there is no such model, dies at the second, and serves from the third on.
-    with serve(model=str(tmp_path / "starts")) as running:
+    with serve(models=[str(tmp_path / "starts")]) as running:
         seen = set()
 
         def ready() -> bool:

@@ -264,7 +264,7 @@ def test_the_real_worker_draws_jobs_together(tmp_path: Path, monkeypatch: pytest
     ]
 
     async def test() -> None:
-        async with dispatching(tmp_path, model="mini", devices=("cpu",), dtype="float32", batch=3) as dispatcher:
+        async with dispatching(tmp_path, models=["mini"], devices=("cpu",), dtype="float32", batch=3) as dispatcher:
             bodies = [{"request": wishes[0], "number": 2, "previews": True}, {"request": wishes[1], "previews": True}]
             jobs = [await dispatcher.submit("text2image", body, owner=str(body)) for body in bodies]
             told = [await all_events(dispatcher, job) for job in jobs]

@@ -248,7 +248,7 @@ def test_the_jobs_of_a_killed_server_are_drawn(tmp_path: Path) -> None:
 
 def test_a_worker_that_cannot_start_is_started_again(tmp_path: Path) -> None:
     async def test() -> None:
-        async with dispatching(tmp_path, model=str(tmp_path / "starts")) as dispatcher:
+        async with dispatching(tmp_path, models=[str(tmp_path / "starts")]) as dispatcher:
             job = await dispatcher.submit("text2image", {})
             problems: list[str] = []
             while not dispatcher.ready:
@@ -337,7 +337,7 @@ def test_the_real_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     Image.new("RGB", (256, 256), "red").save(source, "PNG")
 
     async def test() -> None:
-        async with dispatching(tmp_path, model="mini", devices=("cpu",), dtype="float32") as dispatcher:
+        async with dispatching(tmp_path, models=["mini"], devices=("cpu",), dtype="float32") as dispatcher:
             told = await all_events(
                 dispatcher, await dispatcher.submit("text2image", {"request": request, "number": 2, "previews": True})
             )
@@ -396,7 +396,7 @@ def test_the_real_worker_without_its_model(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(process, "WORKER", REAL)
 
     async def test() -> None:
-        async with dispatching(tmp_path, model="no-such-model") as dispatcher:
+        async with dispatching(tmp_path, models=["no-such-model"]) as dispatcher:
             await until(lambda: dispatcher.problems)
             assert "no-such-model" in dispatcher.problems[0]
 

@@ -47,7 +47,7 @@ def test_a_lora_that_is_damaged_or_gone(tmp_path: Path, monkeypatch: pytest.Monk
     (loras / "gone.safetensors").symlink_to(tmp_path / "nowhere")
 
     async def test() -> None:
-        async with dispatching(tmp_path / "server", model="mini", devices=("cpu",)) as dispatcher:
+        async with dispatching(tmp_path / "server", models=["mini"], devices=("cpu",)) as dispatcher:
             for name in ("broken", "gone", "../../etc/passwd", "missing"):
                 request = {"prompt": "a cat", "steps": 1, "loras": [{"name": name, "weight": 1.0}]}
                 job = await ended(dispatcher, await dispatcher.submit("text2image", {"request": request}))
@@ -111,7 +111,7 @@ def test_a_job_that_the_store_could_not_keep(serve: Serve, tmp_path: Path, monke
 
 
 def test_a_model_that_is_not_there(serve: Serve, tmp_path: Path) -> None:
-    with serve(model=str(tmp_path / "no model"), worker=REAL) as running:
+    with serve(models=[str(tmp_path / "no model")], worker=REAL) as running:
         said: list[str] = []
 
         def told() -> bool:

@@ -96,7 +96,7 @@ def test_the_real_worker_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     body = {"request": {"prompt": "a red apple", "steps": 1, "seed": 7, "width": 256, "height": 256, "strength": 0.5}}
 
     async def test() -> None:
-        async with dispatching(tmp_path, model="mini", devices=("cpu",), dtype="float32") as dispatcher:
+        async with dispatching(tmp_path, models=["mini"], devices=("cpu",), dtype="float32") as dispatcher:
 
             async def drawn(sent: Sent) -> str:
                 job = await dispatcher.submit("image2image", body, source=sent.data)

@@ -135,9 +135,9 @@ def test_partial_images_of_few_steps_and_of_a_second_attempt(server: Running, tm
 
 
 def test_the_packs_wording_is_counted(server: Running) -> None:
-    card = dataclasses.replace(server.app.state.front.card, own_words_only=False)
-    front = dataclasses.replace(server.app.state.front, card=card)
-    plain, styled = (front.check(ImageRequest("a cake", style=style)) for style in (None, "watercolor"))
+    served = server.app.state.front.models["mini"]
+    served = dataclasses.replace(served, card=dataclasses.replace(served.card, own_words_only=False))
+    plain, styled = (served.check(ImageRequest("a cake", style=style)) for style in (None, "watercolor"))
     assert plain == tokens("a cake") < styled
 
 

@@ -23,8 +23,8 @@ JSON = st.recursive(
     max_leaves=5,
 )
 MESSAGES = st.one_of(
-    st.builds(wire.Open, *[st.none() | TEXT] * 6, st.integers(), st.booleans()),
-    st.builds(wire.Ready, TEXT, TEXT),
+    st.builds(wire.Open, st.lists(TEXT, max_size=3), *[st.none() | TEXT] * 5, st.integers(), st.booleans()),
+    st.builds(wire.Ready, st.lists(TEXT, max_size=3), TEXT),
     st.builds(
         wire.Draw, TEXT, st.integers(), st.dictionaries(TEXT, JSON, max_size=3), st.booleans(), st.binary(max_size=100)
     ),

@@ -28,8 +28,13 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8188,
     model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="A model's name, a folder or a card file (HWAGA_MODEL, or mini)."),
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model's name, a folder or a card file (HWAGA_MODEL, or mini). Repeatable: all share the memory of a "
+            "device, and the first is what requests mean that name none.",
+        ),
     ] = None,
     device: Annotated[
         list[str] | None,
@@ -72,7 +77,12 @@ def serve(
     settings = Settings.read()
     for name, given in (("vram", vram), ("ram", ram)):
         bytes_of(name, given)
-    card = find_card(model or settings.model, settings.models)
+    models = model or [settings.model]
+    cards = [find_card(each, settings.models) for each in models]
+    names = [card.name for card in cards]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ServerError(f"Two of the models are called {twice!r}. Give one of them a card of another name.")
     try:
         room = parse_bytes(keep_bytes)
     except ValueError as error:
@@ -100,7 +110,7 @@ def serve(
                 )
             dispatcher = Dispatcher(
                 store,
-                model=model or settings.model,
+                models=models,
                 dtype=dtype or settings.dtype,
                 precision=precision or settings.precision,
                 vram=vram or settings.vram,
@@ -113,12 +123,12 @@ def serve(
                 keep_bytes=room,
             )
             access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback, per_minute=rate_limit)
-            app = create_app(dispatcher, card, settings, access)
+            app = create_app(dispatcher, cards, settings, access)
         except BaseException:
             store.close()
             raise
         name = f"[{address}]" if listening.family == socket.AF_INET6 else address
-        say(f"Serving {card.name} on http://{name}:{taken}. Ctrl-C stops.")
+        say(f"Serving {', '.join(names)} on http://{name}:{taken}. Ctrl-C stops.")
         serve_app(app, dispatcher, listening)
 
 

@@ -191,13 +191,36 @@ class PhasePlan:
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """Another model of the process, which holds some of the same budget.
+
+    Attributes:
+        model: its name.
+        leaves_bytes: of the device, that it gives up to make room.
+        stays_bytes: of the device, that it keeps.
+        pinned_bytes: of the host, for its weights that are away.
+    """
+
+    model: str
+    leaves_bytes: int
+    stays_bytes: int
+    pinned_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Plan:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        budget: of all models of the process together.
+        neighbours: the others.
+    """
 
     budget: Budget
     parts: tuple[PartPlan, ...]
     phases: tuple[PhasePlan, ...]
     host_work: int
+    neighbours: tuple[Neighbour, ...] = ()
 
     def part(self, name: str) -> PartPlan:
         return next(part for part in self.parts if part.name == name)
@@ -208,8 +231,13 @@ class Plan:
 
     @property
     def device_bytes(self) -> int:
-        """The most at one time, on the device."""
+        """The most at one time, on the device, for this model."""
         return max(phase.nbytes for phase in self.phases)
+
+    @property
+    def others_bytes(self) -> int:
+        """Of the device, that other models keep meanwhile."""
+        return sum(neighbour.stays_bytes for neighbour in self.neighbours)
 
     @property
     def moved_bytes(self) -> int:
@@ -233,12 +261,13 @@ class Plan:
 
     def vram_bytes(self, phase: PhasePlan) -> int:
         """Of a GPU, in a phase."""
-        return 0 if self.budget.device == "cpu" else phase.nbytes
+        return 0 if self.budget.device == "cpu" else phase.nbytes + self.others_bytes
 
     def ram_bytes(self, phase: PhasePlan) -> int:
         """Of the host, in a phase."""
-        own = phase.nbytes if self.budget.device == "cpu" else self.pinned_bytes
-        return self.budget.host_base + self.host_work + own
+        own = phase.nbytes + self.others_bytes if self.budget.device == "cpu" else self.pinned_bytes
+        copies = sum(neighbour.pinned_bytes for neighbour in self.neighbours)
+        return self.budget.host_base + self.host_work + own + copies
 
     @property
     def peak_vram_bytes(self) -> int:
@@ -260,9 +289,12 @@ class Plan:
             "budget": asdict(self.budget),
             "parts": [asdict(part) | {"source": part.source} for part in self.parts],
             "phases": [
-                asdict(phase) | {"peak_vram_bytes": self.vram_bytes(phase), "peak_ram_bytes": self.ram_bytes(phase)}
+                asdict(phase)
+                | {"others": self.others_bytes}
+                | {"peak_vram_bytes": self.vram_bytes(phase), "peak_ram_bytes": self.ram_bytes(phase)}
                 for phase in self.phases
             ],
+            "neighbours": [asdict(neighbour) for neighbour in self.neighbours],
         }
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from hwaga.errors import DeviceMemoryError
-from hwaga.memory.plan import SLOTS, PartPlan, Plan
+from hwaga.memory.plan import SLOTS, PartPlan, Plan, leaving_order
+from hwaga.memory.sharing import HeldUnit
 from hwaga.memory.stream import BlockStream
 
 Told = Callable[[int], None]
@@ -106,6 +107,46 @@ class Residency:
         """Of copies on the host."""
         units = (unit for part in self._parts.values() for unit in (part.rest, *part.blocks))
         return sum(unit.nbytes for unit in units if unit.host is not None)
+
+    def held(self) -> tuple[HeldUnit, ...]:
+        """What of the weights lies where, in the order that they leave in; see ``memory.sharing``."""
+        return tuple(
+            HeldUnit(unit.nbytes, place in part.memory, unit.host is not None)
+            for part, place, unit in self._leaving()
+            if unit.nbytes
+        )
+
+    def hold(self, units: Sequence[HeldUnit]) -> None:
+        """Sends away what is not held any more, where another model needs the room. ``units`` are like those of ``held``."""
+        wanted = [entry for entry in self._leaving() if entry[2].nbytes]
+        # Copies go first, while those of what leaves now are not made yet; both are of one budget.
+        for (_, _, unit), held in zip(wanted, units, strict=True):
+            if unit.host is not None and not held.copied:
+                self._wait()  # copies from it have ended
+                unit.drop_copy()
+        for (part, place, unit), held in zip(wanted, units, strict=True):
+            if place in part.memory and not held.there:
+                if held.copied:
+                    self._park(unit, part.memory[place])
+                self._release(part, place)
+
+    def _leaving(self) -> list[tuple[_Part, int, Unit]]:
+        """All units, as they leave: what is used once for a picture before what is used at each step and at its end. What lies
+        outside of the blocks of a part that is in use does not leave, and is not among them.
+        """
+        return [
+            (part, place, part.unit(place))
+            for part in self._parts.values()
+            for place in (*(leaving_order(len(part.blocks)) if part.blocks else []), *([] if part.users else [REST]))
+        ]
+
+    def missing_bytes(self, plan: Plan) -> int:
+        """Of what stays by a plan, the weights that are not on the device."""
+        return sum(
+            self._parts[each.name].unit(place).nbytes
+            for each in plan.parts
+            for place in _staying(each) - set(self._parts[each.name].memory)
+        )
 
     def apply(self, plan: Plan, progress: Told | None = None) -> None:
         """Brings weights in and sends others away until what stays is what the plan says. Parts in use only send away.

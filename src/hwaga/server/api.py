@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from hwaga.cards import ModelCard
-from hwaga.loras import LoraLibrary
 from hwaga.prompt import Library
 from hwaga.server import health, native, openai_images, page, plans, refusals
 from hwaga.server.access_log import AccessLog
@@ -16,24 +15,24 @@ from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.drawing import Front
 from hwaga.server.folders import own_folders
 from hwaga.server.security import Access, Gate
+from hwaga.server.served import Served
 from hwaga.settings import Settings
-from hwaga.tokens import token_checker
 from hwaga.version import __version__
 
 UPLOADS = ("/v1/jobs", "/v1/images/edits")
 
 
-def create_app(dispatcher: Dispatcher, card: ModelCard, settings: Settings, access: Access) -> FastAPI:
+def create_app(dispatcher: Dispatcher, cards: Sequence[ModelCard], settings: Settings, access: Access) -> FastAPI:
     """The app. It starts the dispatcher when it starts, and stops it, at once, when it stops.
 
     Args:
         dispatcher: not started yet.
-        card: the model that its workers open.
+        cards: the models that its workers open; the first is the default.
         settings: whose packs and LoRAs count.
         access: who is let in.
 
     Raises:
-        CheckpointError: the model's tokenizer is not there, or damaged.
+        CheckpointError: a model's tokenizer is not there, or damaged.
         PackError: a prompt pack is not valid.
     """
 
@@ -48,14 +47,9 @@ def create_app(dispatcher: Dispatcher, card: ModelCard, settings: Settings, acce
 
     # Its pages of documentation would load scripts from elsewhere.
     app = FastAPI(title="Hwaga", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
-    app.state.front = Front(
-        dispatcher,
-        card,
-        Library.load(settings.packs),
-        LoraLibrary(settings.loras),
-        token_checker(card),
-        own_folders(settings, card),
-    )
+    library = Library.load(settings.packs)
+    models = {card.name: Served.of(card, library, settings) for card in cards}
+    app.state.front = Front(dispatcher, models, own_folders(settings, *cards))
     app.state.metrics = health.Metrics()
     dispatcher.on_end = app.state.metrics.observe
     dispatcher.on_step = app.state.metrics.steps.inc

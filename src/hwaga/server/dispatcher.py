@@ -20,6 +20,7 @@ from hwaga.server.events import Event, Feeds
 from hwaga.server.jobs import LEASE, TERMINAL, Job, JobStore, Kind
 from hwaga.server.packing import joins
 from hwaga.server.process import WorkerProcess
+from hwaga.server.stay import Stay
 
 POLL = 1.0
 """Seconds between looks at the store for what nobody here caused: jobs of other processes, leases that are over."""
@@ -68,6 +69,7 @@ class _Slot:
     ready: bool = False
     problem: str | None = None
     held: dict[str, _Held] = field(default_factory=dict)
+    stay: Stay = field(default_factory=Stay)
 
 
 class Dispatcher:
@@ -75,7 +77,7 @@ class Dispatcher:
 
     Args:
         store: is closed at the end.
-        model, dtype, precision: what each worker opens; by its own settings where None.
+        models, dtype, precision: what each worker opens, its default first; by its own settings where none are given.
         vram, ram: most that each worker may take of its GPU and of the host.
         devices: one worker for each; None is the device of its settings.
         batch: most pictures that a worker draws at once, of one job or of several.
@@ -93,7 +95,7 @@ class Dispatcher:
         self,
         store: JobStore,
         *,
-        model: str | None = None,
+        models: Sequence[str] = (),
         dtype: str | None = None,
         precision: str | None = None,
         vram: str | None = None,
@@ -109,7 +111,7 @@ class Dispatcher:
         self.restarts = 0
         self.on_end: Callable[[Job], None] = lambda _: None
         self.on_step: Callable[[], None] = lambda: None
-        self._model, self._dtype, self._batch, self._job_timeout = model, dtype, batch, job_timeout
+        self._models, self._dtype, self._batch, self._job_timeout = list(models), dtype, batch, job_timeout
         self._warm_up = warm_up
         self._precision, self._vram, self._ram = precision, vram, ram
         self._keep = (keep_seconds, keep_bytes)
@@ -142,9 +144,10 @@ class Dispatcher:
         return {place: (worker.pid, worker.memory) for place, worker in found if worker is not None}
 
     @property
-    def plans(self) -> list[dict[str, Any]]:
-        """Where the weights of those that draw lie, as ``Plan.to_json``."""
-        return [slot.worker.plan for slot in self._slots if slot.worker is not None and slot.worker.plan is not None]
+    def plans(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """Where weights lie in the workers that run, by their place and the model's name, as ``wire.Plan`` has it."""
+        found = enumerate(self._slots)
+        return {place: slot.worker.plans for place, slot in found if slot.worker is not None}
 
     async def start(self) -> None:
         """Starts the workers, and does not wait until they are ready."""
@@ -184,8 +187,8 @@ class Dispatcher:
     ) -> Job:
         """As ``JobStore.submit``; and the job is drawn as soon as it is its turn.
 
-        ``body`` is what a worker reads: "request", the fields of an ImageRequest without its picture; "number" of pictures, 1
-        unless given; "previews", whether steps come with one.
+        ``body`` is what a worker reads: "model", the name of the one that draws, the default unless given; "request", the fields
+        of an ImageRequest without its picture; "number" of pictures, 1 unless given; "previews", whether steps come with one.
 
         Raises:
             ServerStoppingError: this stops.
@@ -271,7 +274,7 @@ class Dispatcher:
                 slot.worker = await WorkerProcess.start()
                 slot.worker.send(
                     wire.Open(
-                        self._model,
+                        self._models,
                         slot.device,
                         self._dtype,
                         self._precision,
@@ -313,8 +316,7 @@ class Dispatcher:
         while usable and not worker.gone and not self._stopping.is_set():
             slot.wake.clear()
             try:
-                suits = partial(self._joins, slot)
-                while job := await self.call(self.store.claim, slot.device or "default", suits=suits):
+                while job := await self._claim(slot, worker):
                     slot.held[job.id] = _Held(job)
                     self._feeds.publish(job)
                     if self._batch == 1:
@@ -330,6 +332,18 @@ class Dispatcher:
             else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(slot.wake.wait(), POLL)
+
+    async def _claim(self, slot: _Slot, worker: WorkerProcess) -> Job | None:
+        """The next job for a slot. Where models make room for each other, those of the one that is there go first a while."""
+        model = None
+        if worker.crowded:
+            waiting = await self.call(self.store.models_waiting)
+            model = slot.stay.preferred(waiting, asyncio.get_running_loop().time())
+        suits = partial(self._joins, slot)
+        job = await self.call(self.store.claim, slot.device or "default", suits=suits, model=model)
+        if job is not None:
+            slot.stay.took(job.body.get("model"))
+        return job
 
     def _joins(self, slot: _Slot, job: Job) -> bool:
         taken = [held.job for held in slot.held.values()]

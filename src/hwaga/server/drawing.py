@@ -8,7 +8,7 @@ import errno
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,14 +20,19 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
-from hwaga.cards import ModelCard
-from hwaga.errors import RequestError, SizeError, SourceImageError, StoreFullError, UnknownJobError
-from hwaga.loras import LoraLibrary
-from hwaga.prompt import Composition, Library, compose
+from hwaga.errors import (
+    RequestError,
+    SizeError,
+    SourceImageError,
+    StoreFullError,
+    UnknownJobError,
+    UnknownModelError,
+)
 from hwaga.request import MAX_SEED, ImageRequest
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.folders import without_folders
 from hwaga.server.jobs import Job, Kind
+from hwaga.server.served import Served
 from hwaga.server.strange_pictures import MAX_PICTURE, check_picture
 
 DECODERS = 2
@@ -53,6 +58,7 @@ class Words(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: str = Field(max_length=MAX_PROMPT, description="What to draw, in your own words.", examples=["a red apple"])
+    model: Name | None = Field(None, description="One of the models (GET /v1/models); the first unless given.")
     style: Name | None = Field(None, description="A style (GET /v1/styles), or auto.")
     industry: Name | None = Field(None, description="A business (GET /v1/industries), or auto.")
     avoid: list[Name] = Field([], max_length=32, fail_fast=True, description="Things not wanted, as text or people.")
@@ -99,58 +105,36 @@ class Front:
     """What the side that answers requests works with.
 
     Attributes:
-        count: tokens of a prompt, with a limit beyond which it raises PromptTooLongError.
+        models: by their names; the first is the default.
         folders: which no client is told of.
         waiting: how many clients wait for each job.
         decoders: threads that wait for processes that decode pictures: so many at a time.
     """
 
     dispatcher: Dispatcher
-    card: ModelCard
-    library: Library
-    loras: LoraLibrary
-    count: Callable[[str, int], int]
+    models: Mapping[str, Served]
     folders: Sequence[str] = ()
     waiting: Counter[str] = field(default_factory=Counter)
     decoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DECODERS, "decoders"))
+
+    def model(self, name: str | None) -> Served:
+        """A model by its name, or the default. Raises UnknownModelError."""
+        found = self.models.get(next(iter(self.models)) if name is None else name)
+        if found is None:
+            names = ", ".join(self.models)
+            raise UnknownModelError(
+                f"There is no model {name!r} here. There is {names}; leave model out to use the first."
+            )
+        return found
 
     def public(self, message: str) -> str:
         """A message as clients may read it."""
         return without_folders(message, self.folders)
 
-    def composed(self, words: Words | ImageRequest, limit: int) -> Composition:
-        """The prompt that words come to, counted. Raises RequestError."""
-        return compose(
-            words.prompt, family=self.card.family, library=self.library, card=self.card, style=words.style,
-            industry=words.industry, avoid=words.avoid, use=words.use, style_fallback=words.style_fallback,
-            count_tokens=lambda text: self.count(text, 10**9), token_limit=limit,
-        )  # fmt: skip
-
-    def check(self, request: ImageRequest) -> int:
-        """Refuses what the model does not take, as far as that is known without the engine, so that the client hears of it at
-        once and not when it is its turn. Returns the number of the prompt's tokens.
-
-        Raises:
-            RequestError: (or a subclass) with the remedy.
-        """
-        card, limits = self.card, self.card.limits
-        limit = request.max_tokens or limits.tokens
-        if limit > limits.max_tokens:
-            raise RequestError(f"max_tokens of {limit} is beyond {card.name}, which takes {limits.max_tokens} at most.")
-        if request.steps is not None and request.steps > limits.max_steps:
-            raise RequestError(f"{card.name} takes {limits.max_steps} steps at most, not {request.steps}.")
-        if request.aspect is not None:
-            card.size_of(request.aspect)
-        if request.width is not None and request.height is not None:
-            card.check_size(request.width, request.height)
-        for lora in request.model_loras:
-            self.loras.find(lora.name, card)
-        text = self.composed(request, limit).text if request.composes else request.model_prompt
-        return self.count(text, limit)
-
     async def submit(
         self,
         request: ImageRequest,
+        model: Served,
         *,
         owner: str,
         number: int,
@@ -160,13 +144,13 @@ class Front:
     ) -> tuple[Job, int]:
         """Checks a request and takes it in as a job. Returns it and the number of the prompt's tokens."""
         await self.dispatcher.check_room(owner, len(source or b""), key=key)  # before pictures are decoded
-        tokens = await asyncio.to_thread(self.check, request)
+        tokens = await asyncio.to_thread(model.check, request)
         if source is not None:
             await asyncio.get_running_loop().run_in_executor(self.decoders, check_picture, source)
         fields = request.to_json()
         if source is not None:  # the request was made without its picture, which the worker decodes
             fields |= {name: getattr(request, name) for name in ("strength", "fit", "steps_scale")}
-        body = {"request": fields, "number": number, "previews": previews}
+        body = {"model": model.card.name, "request": fields, "number": number, "previews": previews}
         kind: Kind = "text2image" if source is None else "image2image"
         return await self.dispatcher.submit(kind, body, owner=owner, source=source, key=key), tokens
 

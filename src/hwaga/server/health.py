@@ -42,6 +42,13 @@ class Metrics:
         )
         self.failures = Counter("hwaga_failures", "Jobs that failed.", ["error"], registry=registry)
         self.restarts = Gauge("hwaga_worker_restarts", "Workers that were started again.", registry=registry)
+        self.by_model = Counter("hwaga_model_jobs", "Jobs that ended.", ["model", "status"], registry=registry)
+        self.weights = Gauge(
+            "hwaga_model_weights_bytes",
+            "Weights that a model has on a worker's device, as it last said.",
+            ["process", "model"],
+            registry=registry,
+        )
         self.steps = Counter("hwaga_steps", "Steps of the denoiser, each picture's own.", registry=registry)
         self.memory = {
             name: Gauge(f"hwaga_{name}_bytes", text, ["process"], registry=registry)
@@ -56,6 +63,8 @@ class Metrics:
 
     def observe(self, job: Job) -> None:
         """Counts a job that has ended."""
+        if (model := job.body.get("model")) is not None:
+            self.by_model.labels(model, job.status).inc()
         if job.error is not None:
             self.failures.labels(job.error[0]).inc()
         if job.started is not None and job.finished is not None:
@@ -114,6 +123,10 @@ async def figures(request: Request, front: TheFront, _: Owner) -> Response:
     metrics.depth.set(counts["queued"])
     metrics.restarts.set(dispatcher.restarts)
     metrics.note_memory(dispatcher.processes)
+    metrics.weights.clear()
+    for place, plans in dispatcher.plans.items():
+        for model, plan in plans.items():
+            metrics.weights.labels(f"worker {place}", model).set(plan["held_bytes"])
     return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 

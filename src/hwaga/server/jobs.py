@@ -111,9 +111,14 @@ class JobStore(Protocol):
     def cancel(self, job: str) -> Job:
         """Cancels a job that waits, and asks the holder of one that runs to stop. A job that has ended stays as it is."""
 
-    def claim(self, worker: str, *, suits: Callable[[Job], bool] = lambda _: True) -> Job | None:
+    def models_waiting(self) -> set[str | None]:
+        """The names of the models that jobs wait for; None for jobs that name none."""
+
+    def claim(
+        self, worker: str, *, suits: Callable[[Job], bool] = lambda _: True, model: str | None = None
+    ) -> Job | None:
         """The next job, by turns of its owners, now running and held for ``LEASE`` seconds; None if none waits, or if the
-        next one does not suit: nobody is passed over.
+        next one does not suit: nobody is passed over, but for jobs of other models where ``model`` names one.
         """
 
     def renew(self, job: str, attempt: int, progress: tuple[int, int] | None = None) -> bool:

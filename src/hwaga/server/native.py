@@ -39,6 +39,8 @@ CACHE_SECONDS = 300
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
+OfModel = Annotated[Name | None, Query(description="Of one of the models (GET /v1/models); of the first unless given.")]
+
 
 class JobForm(Drawing, FromPicture):
     """A job to make, as a form."""
@@ -83,6 +85,7 @@ class JobView(BaseModel):
     progress: Progress
     error: ErrorDetails | None
     images: list[PictureView]
+    model: str | None = Field(description="The model that draws it; none for a job of before there were several.")
     request: dict[str, Any]
     number: int
 
@@ -144,6 +147,7 @@ def _view(job: Job, queue: list[str]) -> JobView:
         progress=Progress(step=job.progress[0], total=job.progress[1]),
         error=None if job.error is None else ErrorDetails(**of_job(job.error)[1]["error"]),
         images=[PictureView(id=image, url=f"/v1/images/{image}") for image in job.images],
+        model=job.body.get("model"),
         request=job.body.get("request", {}),
         number=job.body.get("number", 1),
     )
@@ -176,6 +180,7 @@ async def make_job(
         raise RequestError("strength, fit and steps_scale are about a picture to start from. Send one as image.")
     job, _ = await front.submit(
         body.request(steps_scale=body.steps_scale, **given),
+        front.model(body.model),
         owner=owner,
         number=body.number,
         previews=body.previews,
@@ -316,12 +321,13 @@ async def get_image(
 
 
 @router.get("/styles", tags=["words"], summary="The styles there are")
-async def list_styles(front: TheFront, _: Owner) -> list[Entry]:
+async def list_styles(front: TheFront, _: Owner, model: OfModel = None) -> list[Entry]:
     """Those of the packs and of the model."""
-    packs, own = front.library.styles, front.card.styles
+    served = front.model(model)
+    packs, own = served.library.styles, served.card.styles
     entries = []
     for name in dict.fromkeys([*packs, *own]):
-        lora = front.card.folder / (own[name].lora or "") if name in own and own[name].lora else None
+        lora = served.card.folder / (own[name].lora or "") if name in own and own[name].lora else None
         titles = packs[name].titles if name in packs else own[name].title
         aliases = list(packs[name].aliases) if name in packs else []
         entries.append(Entry(name=name, title=dict(titles), aliases=aliases, lora=lora.stem if lora else None))
@@ -331,16 +337,17 @@ async def list_styles(front: TheFront, _: Owner) -> list[Entry]:
 @router.get("/industries", tags=["words"], summary="The industries there are")
 async def list_industries(front: TheFront, _: Owner) -> list[Entry]:
     """Kinds of business whose pictures the packs know."""
-    entries = front.library.industries.values()
+    entries = front.model(None).library.industries.values()
     return [
         Entry(name=entry.name, title=dict(entry.titles), aliases=list(entry.aliases), lora=None) for entry in entries
     ]
 
 
 @router.get("/loras", tags=["words"], summary="The LoRAs there are")
-async def list_loras(front: TheFront, _: Owner) -> list[LoraView]:
+async def list_loras(front: TheFront, _: Owner, model: OfModel = None) -> list[LoraView]:
     """Those of the model and the server's own."""
-    entries = front.loras.entries(front.card).values()
+    served = front.model(model)
+    entries = served.loras.entries(served.card).values()
     return [LoraView(name=entry.name, model=entry.model, present=entry.file.is_file()) for entry in entries]
 
 
@@ -353,8 +360,9 @@ async def list_loras(front: TheFront, _: Owner) -> list[LoraView]:
 async def compose_prompt(request: Request, front: TheFront, _: Owner) -> Composed:
     """The prompt that the model would be given, and its length."""
     words = await read_json(request, Words)
-    limit = front.card.limits.tokens
-    composition = await asyncio.to_thread(front.composed, words, limit)
+    model = front.model(words.model)
+    limit = model.card.limits.tokens
+    composition = await asyncio.to_thread(model.composed, words, limit)
     return Composed(
         prompt=composition.text,
         tokens=composition.tokens or 0,

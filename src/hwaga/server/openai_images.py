@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from hwaga.errors import HwagaError, RequestError, ServerStoppingError, SourceImageError
@@ -42,9 +41,8 @@ router = APIRouter(prefix="/v1", responses=RESPONSES, tags=["openai"])
 
 
 class Generation(Drawing):
-    """Pictures to make from words. ``prompt`` to ``user`` are OpenAI's fields, and ``style`` to ``lora`` are Hwaga's."""
+    """Pictures to make from words. ``prompt``, ``model`` and ``n`` to ``partial_images`` are OpenAI's fields; others are Hwaga's."""
 
-    model: Name | None = Field(None, description="The model that this server has, if any is named.")
     n: int = Field(1, ge=1, le=10)
     quality: Literal["auto", "standard", "hd", "low", "medium", "high"] = Field("auto", description="Has no effect.")
     response_format: Literal["b64_json", "url"] = "b64_json"
@@ -122,14 +120,14 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 
 @router.get("/models", summary="The models there are")
 async def list_models(front: TheFront, _: Owner) -> Models:
-    """The one that this server was started with."""
-    return Models(data=[Model(id=front.card.name)])
+    """Those that this server was started with, its default first."""
+    return Models(data=[Model(id=name) for name in front.models])
 
 
 @router.get("/models/{model}", summary="A model")
 async def get_model(model: str, front: TheFront, _: Owner) -> Model:
     """The model of that name."""
-    return _model(front, model)
+    return Model(id=front.model(model).card.name)
 
 
 @router.post(
@@ -167,8 +165,7 @@ async def edit(
 async def _answer(
     front: Front, request: Request, body: Generation, owner: str, source: bytes | None, key: str | None
 ) -> Response | Pictures:
-    if body.model is not None:
-        _model(front, body.model)
+    model = front.model(body.model)
     if body.output_compression is not None and body.output_format == "png":
         raise RequestError("output_compression is for jpeg and webp. Leave it out, or choose one as output_format.")
     if body.partial_images and not body.stream:
@@ -176,7 +173,7 @@ async def _answer(
     strength = body.strength if isinstance(body, Edit) else None
     wanted = body.request(**({} if strength is None else {"strength": strength}))
     job, tokens = await front.submit(
-        wanted, owner=owner, number=body.n, previews=body.partial_images > 0, source=source, key=key
+        wanted, model, owner=owner, number=body.n, previews=body.partial_images > 0, source=source, key=key
     )
     usage = Usage(
         input_tokens=tokens,
@@ -285,10 +282,3 @@ def _due(steps: int, count: int) -> list[int]:
 async def _encoded(front: Front, image: str, body: Generation, owner: str) -> bytes:
     data = await front.picture(image, owner)
     return await asyncio.to_thread(converted, data, body.output_format, body.output_compression or 92)
-
-
-def _model(front: Front, name: str) -> Model:
-    if name != front.card.name:
-        message = f"There is no model {name!r} here. There is {front.card.name}; leave model out to use it."
-        raise HTTPException(404, message)
-    return Model(id=front.card.name)

@@ -11,8 +11,9 @@ from hwaga.server.jobs import Job
 def joins(taken: Sequence[Job], job: Job, most: int) -> bool:
     """Whether the next job of the queue is drawn along with those just taken, if there are any.
 
-    A batch takes as long as its longest, so that all have as many steps. A job that was tried before is drawn alone: it may be
-    what ended its worker. So is one that starts from a picture, which may take hundreds of megabytes until it is drawn.
+    A batch is of one model, and takes as long as its longest, so that all have as many steps. A job that was tried before is
+    drawn alone: it may be what ended its worker. So is one that starts from a picture, which may take hundreds of megabytes until
+    it is drawn.
 
     Args:
         taken: they run, so that their attempts are counted from 1.
@@ -22,6 +23,8 @@ def joins(taken: Sequence[Job], job: Job, most: int) -> bool:
     if not taken:
         return True
     if job.attempt or any(other.attempt > 1 for other in taken):
+        return False
+    if job.body.get("model") != taken[0].body.get("model"):
         return False
     if any(other.kind != "text2image" for other in (job, *taken)):
         return False

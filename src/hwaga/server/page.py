@@ -17,6 +17,7 @@ from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from hwaga.cards import ModelCard
 from hwaga.errors import UnknownJobError
 from hwaga.request import MAX_SEED, ImageRequest
 from hwaga.server.drawing import IdempotencyKey, Owner, TheFront, body_schema, read_json
@@ -91,7 +92,7 @@ async def page_file(name: str, request: Request) -> Response:
 
 
 class ModelView(BaseModel):
-    """The model that is served, and what it takes."""
+    """A model that is served, and what it takes."""
 
     name: str
     title: str
@@ -126,7 +127,8 @@ class StatusView(BaseModel):
     version: str
     ready: bool
     problem: str | None = Field(description="Why jobs are not being drawn, where that is known.")
-    model: ModelView
+    model: ModelView = Field(description="The default.")
+    models: list[ModelView] = Field(description="All of them, the default first.")
     uses: list[UseView]
     queued: int
     running: int
@@ -138,8 +140,9 @@ class StatusView(BaseModel):
 
 @router.get("/v1/status", tags=["health"], summary="The server at a glance", responses=RESPONSES)
 async def status(front: TheFront, _: Owner) -> StatusView:
-    """The model, the queue and memory."""
-    dispatcher, card = front.dispatcher, front.card
+    """The models, the queue and memory."""
+    dispatcher, models = front.dispatcher, [_view(served.card) for served in front.models.values()]
+    uses = front.model(None).library.uses
     counts = await dispatcher.call(dispatcher.store.counts)
     processes: dict[str, tuple[int, DeviceMemory | None]] = {"front": (os.getpid(), None)}
     processes |= {f"worker {place}": held for place, held in dispatcher.processes.items()}
@@ -147,17 +150,9 @@ async def status(front: TheFront, _: Owner) -> StatusView:
         version=__version__,
         ready=dispatcher.ready,
         problem=None if dispatcher.ready else " ".join(dispatcher.problems) or None,
-        model=ModelView(
-            name=card.name,
-            title=card.title,
-            steps=card.steps,
-            max_steps=card.limits.max_steps,
-            token_limit=card.limits.tokens,
-            aspects={name: (width, height) for name, (width, height) in card.aspects.items()},
-            styles=list(card.styles),
-            own_words_only=card.own_words_only,
-        ),
-        uses=[UseView(name=use.name, title=dict(use.titles), aspect=use.aspect) for use in front.library.uses.values()],
+        model=models[0],
+        models=models,
+        uses=[UseView(name=use.name, title=dict(use.titles), aspect=use.aspect) for use in uses.values()],
         queued=counts["queued"],
         running=counts["running"],
         workers=dispatcher.workers,
@@ -172,6 +167,19 @@ async def status(front: TheFront, _: Owner) -> StatusView:
             for name, (pid, device) in processes.items()
         ],
         host_memory_bytes=_host_memory(),
+    )
+
+
+def _view(card: ModelCard) -> ModelView:
+    return ModelView(
+        name=card.name,
+        title=card.title,
+        steps=card.steps,
+        max_steps=card.limits.max_steps,
+        token_limit=card.limits.tokens,
+        aspects={name: (width, height) for name, (width, height) in card.aspects.items()},
+        styles=list(card.styles),
+        own_words_only=card.own_words_only,
     )
 
 
@@ -242,11 +250,13 @@ async def make_again(
     """A job from the settings inside the picture, also where the packs' wording has changed since: it is not composed anew."""
     body = await read_json(request, Again)
     carried = await asyncio.to_thread(request_of, await front.picture(image, owner))
-    job, _ = await front.dispatcher.call(front.dispatcher.store.picture, image)
-    source = await front.dispatcher.call(front.dispatcher.store.source, job)
+    of, _ = await front.dispatcher.call(front.dispatcher.store.picture, image)
+    job = await front.job(of, owner)
+    source = await front.dispatcher.call(front.dispatcher.store.source, of)
     wanted = ImageRequest.from_json(carried)
     made, _ = await front.submit(
         wanted if body.seed is None else wanted.replace(seed=body.seed),
+        front.model(job.body.get("model")),
         owner=owner,
         number=1,
         previews=body.previews,

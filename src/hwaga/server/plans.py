@@ -44,6 +44,7 @@ class PhaseView(BaseModel):
     brought: int = Field(description="Of its own part, for the time of the stage.")
     work: int
     kept: int = Field(description="LoRAs and prompts that may come again.")
+    others: int = Field(description="Of other models, which stay beside it.")
     reason: str
     peak_vram_bytes: int
     peak_ram_bytes: int
@@ -58,8 +59,17 @@ class BudgetView(BaseModel):
     host_base: int
 
 
+class NeighbourView(BaseModel):
+    """Another model of the worker, in bytes."""
+
+    model: str
+    leaves_bytes: int = Field(description="Of the device, that it gave up to make room.")
+    stays_bytes: int = Field(description="Of the device, that it kept.")
+    pinned_bytes: int = Field(description="Of the host, for its weights that are away.")
+
+
 class PlanView(BaseModel):
-    """Where a worker's weights lie, as its last job wanted it."""
+    """Where a model's weights lie in a worker, as its last job wanted it."""
 
     model: str
     device: str
@@ -72,10 +82,13 @@ class PlanView(BaseModel):
     budget: BudgetView
     parts: list[PartView]
     phases: list[PhaseView]
+    neighbours: list[NeighbourView] = Field(description="The other models, and what they did for this one.")
+    held_bytes: int = Field(description="Weights that are on the device now.")
+    away_bytes: int = Field(description="Weights that have left since for other models, or wait for their first job.")
 
 
 class Plans(BaseModel):
-    """One plan for each worker that has loaded its model."""
+    """One plan for each model of each worker that is ready."""
 
     data: list[PlanView]
 
@@ -83,4 +96,5 @@ class Plans(BaseModel):
 @router.get("/plan", tags=["models"], summary="Where weights lie, and what each stage takes of memory")
 async def list_plans(front: TheFront, _: Owner) -> Plans:
     """As `hwaga plan --json` foresees it."""
-    return Plans.model_validate({"data": front.dispatcher.plans})
+    plans = [plan for models in front.dispatcher.plans.values() for plan in models.values()]
+    return Plans.model_validate({"data": plans})

@@ -20,14 +20,15 @@ _log = logging.getLogger(__name__)
 
 class WorkerProcess:
     """A worker that was started: what it said waits in ``messages``, with None at its end, and ``gone`` is set by then.
-    ``plan`` is the last that it told of where its weights lie, and ``memory`` of its device's, if it has any of its own.
+    ``plans`` are the last that it told of where its models' weights lie, by their names, and ``memory`` of its device's, if it
+    has any of its own.
     """
 
     def __init__(
         self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self.gone = False
-        self.plan: dict[str, Any] | None = None
+        self.plans: dict[str, dict[str, Any]] = {}
         self.memory: wire.DeviceMemory | None = None
         self.messages: asyncio.Queue[wire.Message | None] = asyncio.Queue(maxsize=4)
         self._process, self._writer = process, writer
@@ -56,11 +57,16 @@ class WorkerProcess:
                 raise WorkerError(f"The worker process cannot start: {error}.") from error
         return cls(process, *await asyncio.open_connection(sock=ours))
 
+    @property
+    def crowded(self) -> bool:
+        """Whether some of its models make room for others."""
+        return any(plan.get("away_bytes") for plan in self.plans.values())
+
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while (message := await wire.receive_async(reader)) is not None:
                 if isinstance(message, wire.Plan):
-                    self.plan = message.plan
+                    self.plans[str(message.plan.get("model"))] = message.plan
                 elif isinstance(message, wire.DeviceMemory):
                     self.memory = message
                 else:

@@ -25,6 +25,7 @@ STATUS: dict[type[HwagaError], int] = {
     RequestError: 400,
     errors.ImageFileError: 400,
     errors.UnknownJobError: 404,
+    errors.UnknownModelError: 404,
     errors.IdempotencyConflictError: 409,
     QueueFullError: 429,
     errors.ServerStoppingError: 503,
@@ -39,8 +40,12 @@ PARAMETERS: dict[type[HwagaError], str] = {
     errors.LoraError: "lora",
     errors.SizeError: "size",
     errors.SourceImageError: "image",
+    errors.UnknownModelError: "model",
 }
 """The field that an error is about, where its class tells."""
+
+CODES: dict[type[BaseException], str] = {errors.UnknownModelError: "model_not_found"}
+"""Codes that OpenAI has a word of its own for; others are the names of our classes."""
 
 MAX_RETRY_AFTER = 3600
 MAX_FIELD = 100
@@ -101,6 +106,7 @@ def described(kind: type[BaseException], message: str) -> tuple[int, dict[str, A
     if issubclass(kind, errors.StoreError) and not issubclass(kind, errors.StoreFullError):
         message = "The server's store of jobs failed, and its log says why. Try again later."
     code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__.removesuffix("Error")).lower()
+    code = CODES.get(kind, code)
     return status, error_body(status, message, param=param, code=code)
 
 

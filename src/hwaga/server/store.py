@@ -86,7 +86,8 @@ SELECT id FROM (
     SELECT id, served, row_number() OVER (PARTITION BY owner ORDER BY number) AS turn,
         min(number) OVER (PARTITION BY owner) AS first
     FROM jobs LEFT JOIN owners USING (owner) WHERE status = 'queued'
-) ORDER BY turn, coalesce(served, 0), first
+) AS waiting WHERE :model IS NULL OR (SELECT json_extract(body, '$.model') FROM jobs WHERE jobs.id = waiting.id) = :model
+ORDER BY turn, coalesce(served, 0), first
 """
 
 
@@ -232,7 +233,7 @@ class SqliteStore:
 
     def queue(self) -> list[str]:
         with self._reading() as db:
-            return [row["id"] for row in db.execute(_QUEUE)]
+            return [row["id"] for row in db.execute(_QUEUE, {"model": None})]
 
     def counts(self) -> dict[Status, int]:
         with self._reading() as db:
@@ -257,9 +258,16 @@ class SqliteStore:
             )
             return self._job(job)
 
-    def claim(self, worker: str, *, suits: Callable[[Job], bool] = lambda _: True) -> Job | None:
+    def models_waiting(self) -> set[str | None]:
+        with self._reading() as db:
+            rows = db.execute("SELECT DISTINCT json_extract(body, '$.model') FROM jobs WHERE status = 'queued'")
+            return {row[0] for row in rows}
+
+    def claim(
+        self, worker: str, *, suits: Callable[[Job], bool] = lambda _: True, model: str | None = None
+    ) -> Job | None:
         with self._transaction() as db:
-            row = db.execute(f"{_QUEUE} LIMIT 1").fetchone()
+            row = db.execute(f"{_QUEUE} LIMIT 1", {"model": model}).fetchone()
             if row is None or not suits(job := self._job(row["id"])):
                 return None
             db.execute(

@@ -25,11 +25,11 @@ _LENGTHS = struct.Struct(">II")
 
 @dataclass(frozen=True)
 class Open:
-    """To the worker, once: load a model. What is None is as in the worker's own settings. ``batch`` is how many pictures may be
-    drawn at once, if they fit.
+    """To the worker, once: open models, the default first; that of the settings where there are none. What is None is as in the
+    worker's own settings. ``batch`` is how many pictures may be drawn at once, if they fit.
     """
 
-    model: str | None
+    models: list[str]
     device: str | None
     dtype: str | None
     precision: str | None = None
@@ -41,9 +41,9 @@ class Open:
 
 @dataclass(frozen=True)
 class Ready:
-    """From the worker: the model is loaded."""
+    """From the worker: the models are open."""
 
-    model: str
+    models: list[str]
     device: str
 
 
@@ -115,7 +115,7 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Plan:
-    """From the worker, when the model is loaded and after a job that changed it: where weights lie, and what phases take."""
+    """From the worker, when a model is open and after jobs that changed it: where its weights lie, and what phases take."""
 
     plan: dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""The process that draws: one model on one device, one batch of pictures at a time.
+"""The process that draws: some models on one device, one batch of pictures at a time.
 
 ``python -m hwaga.server.worker FD`` speaks ``hwaga.server.wire`` over the socket that it inherits. It ends with its parent, and
 with nothing else short of a kill: who stops the server decides whether the picture that is being drawn is waited for.
@@ -18,9 +18,10 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from hwaga.errors import HwagaError, WireError
+from hwaga.errors import HwagaError, UnknownModelError, WireError
 from hwaga.image_file import encode_result
 from hwaga.memory.trim import prepare_process
 from hwaga.request import ImageRequest, Result, Step
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from hwaga.engine import Engine
-    from hwaga.memory.plan import Plan
+    from hwaga.engines import Engines
 
 IDLE = 10.0
 """Seconds after which a worker that has nothing to do tells of its memory again."""
@@ -86,18 +87,18 @@ class Worker:
         self._cancelled: set[tuple[str, int]] = set()
         self._peak = 0
         self._folders: Sequence[str] = ()
-        self._told: Plan | None = None
+        self._told: dict[str, Any] = {}
 
     def run(self) -> None:
-        """Loads the model that the server asks for, and draws batch after batch. Returns if there is no such model."""
+        """Opens the models that the server asks for, and draws batch after batch. Returns if that cannot be done."""
         threading.Thread(target=self._listen, args=(self._connection.makefile("rb"),), daemon=True).start()
         asked = cast(wire.Open, self._messages.get())
         # torch takes seconds to import. By now, the end of the parent is noticed.
-        from hwaga.engine import Engine
+        from hwaga.engines import Engines
 
         try:
-            engine = Engine.open(
-                asked.model,
+            engines = Engines.open(
+                asked.models or [None],
                 device=asked.device,
                 dtype=asked.dtype,
                 precision=asked.precision,
@@ -105,17 +106,19 @@ class Worker:
                 ram=asked.ram,
             )
             if asked.warm_up:  # the first picture chooses and loads kernels, which its asker would wait for
-                engine.generate(ImageRequest("a warm-up", steps=1, seed=0))
+                engines.default.generate(ImageRequest("a warm-up", steps=1, seed=0))
         except HwagaError as error:
             self._send(wire.Failed(type(error).__name__, str(error)))
             return
-        self._folders = own_folders(engine.settings, engine.card)
-        with engine:
-            self._send(wire.Ready(engine.card.name, str(engine.device)))
+        self._folders = own_folders(engines.default.settings, *(engine.card for engine in engines))
+        with engines:
+            self._report_plans(engines)
+            self._send(wire.Ready(engines.names, str(engines.default.device)))
             while True:
-                self._report_plan(engine)
-                self._report_memory(engine)
-                self._draw(engine, self._batch(engine), asked.batch)
+                self._report_memory(engines.default)
+                for model, draws in groupby(self._batch(engines.default), lambda draw: draw.body.get("model")):
+                    self._draw_with(engines, model, list(draws), asked.batch)
+                self._report_plans(engines)
 
     def _listen(self, stream: BinaryIO) -> None:
         try:
@@ -137,6 +140,16 @@ class Worker:
             except queue.Empty:
                 self._report_memory(engine)
         return batch
+
+    def _draw_with(self, engines: Engines, model: str | None, batch: Sequence[wire.Draw], most: int) -> None:
+        """As ``_draw``, with a model by its name; the default where it has none."""
+        try:
+            engine = engines.default if model is None else engines[model]
+        except UnknownModelError as error:  # jobs of before the server was started with other models
+            for draw in batch:
+                self._send(wire.Failed(type(error).__name__, str(error), draw.job))
+        else:
+            self._draw(engine, batch, most)
 
     def _draw(self, engine: Engine, batch: Sequence[wire.Draw], most: int) -> None:
         """Draws the pictures of jobs, at most so many at once, and says of each job how it ended."""
@@ -202,13 +215,15 @@ class Worker:
                     self._send(wire.Finished(picture.job.id))
         return True
 
-    def _report_plan(self, engine: Engine) -> None:
-        plan = engine.plan
-        if plan is not None and plan != self._told:
-            self._told = plan
-            kind, dtype = str(engine.device), str(engine.dtype).removeprefix("torch.")
-            opened = {"model": engine.card.name, "device": kind, "dtype": dtype, "precision": engine.precision}
-            self._send(wire.Plan(opened | plan.to_json()))
+    def _report_plans(self, engines: Engines) -> None:
+        for engine in engines:
+            plan, name = engine.plan, engine.card.name
+            lies = {"held_bytes": engine.held_bytes, "away_bytes": engine.away_bytes}
+            if plan is not None and self._told.get(name) != (plan, lies):
+                self._told[name] = plan, lies
+                kind, dtype = str(engine.device), str(engine.dtype).removeprefix("torch.")
+                opened = {"model": name, "device": kind, "dtype": dtype, "precision": engine.precision}
+                self._send(wire.Plan(opened | plan.to_json() | lies))
 
     def _tell(self, step: Step, pictures: Sequence[_Picture]) -> None:
         for place, picture in enumerate(pictures):

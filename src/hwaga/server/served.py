@@ -1,0 +1,67 @@
+"""A model that is served: what its card, the packs and its tokenizer say of a request, before an engine does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hwaga.cards import ModelCard
+from hwaga.errors import RequestError
+from hwaga.loras import LoraLibrary
+from hwaga.prompt import Composition, Library, compose
+from hwaga.request import ImageRequest
+from hwaga.settings import Settings
+from hwaga.tokens import token_checker
+
+if TYPE_CHECKING:
+    from hwaga.server.drawing import Words
+
+
+@dataclass(frozen=True)
+class Served:
+    """See the module's docstring.
+
+    Attributes:
+        count: tokens of a prompt, with a limit beyond which it raises PromptTooLongError.
+    """
+
+    card: ModelCard
+    library: Library
+    loras: LoraLibrary
+    count: Callable[[str, int], int]
+
+    @classmethod
+    def of(cls, card: ModelCard, library: Library, settings: Settings) -> Served:
+        """A model by its card. Raises CheckpointError where its tokenizer is not there, or damaged."""
+        return cls(card, library, LoraLibrary(settings.loras), token_checker(card))
+
+    def composed(self, words: Words | ImageRequest, limit: int) -> Composition:
+        """The prompt that words come to, counted. Raises RequestError."""
+        return compose(
+            words.prompt, family=self.card.family, library=self.library, card=self.card, style=words.style,
+            industry=words.industry, avoid=words.avoid, use=words.use, style_fallback=words.style_fallback,
+            count_tokens=lambda text: self.count(text, 10**9), token_limit=limit,
+        )  # fmt: skip
+
+    def check(self, request: ImageRequest) -> int:
+        """Refuses what the model does not take, as far as that is known without the engine, so that the client hears of it at
+        once and not when it is its turn. Returns the number of the prompt's tokens.
+
+        Raises:
+            RequestError: (or a subclass) with the remedy.
+        """
+        card, limits = self.card, self.card.limits
+        limit = request.max_tokens or limits.tokens
+        if limit > limits.max_tokens:
+            raise RequestError(f"max_tokens of {limit} is beyond {card.name}, which takes {limits.max_tokens} at most.")
+        if request.steps is not None and request.steps > limits.max_steps:
+            raise RequestError(f"{card.name} takes {limits.max_steps} steps at most, not {request.steps}.")
+        if request.aspect is not None:
+            card.size_of(request.aspect)
+        if request.width is not None and request.height is not None:
+            card.check_size(request.width, request.height)
+        for lora in request.model_loras:
+            self.loras.find(lora.name, card)
+        text = self.composed(request, limit).text if request.composes else request.model_prompt
+        return self.count(text, limit)
