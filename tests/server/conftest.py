@@ -135,6 +135,12 @@ def serve(tmp_path: Path) -> Callable[..., contextlib.AbstractContextManager[Run
 
 
 @pytest.fixture(scope="module")
+def serve_from() -> Callable[..., contextlib.AbstractContextManager[Running]]:
+    """As ``serve``, from a folder that is given."""
+    return running
+
+
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One for all tests of a file."""
     with running(tmp_path_factory.mktemp("served")) as found:

@@ -187,8 +187,9 @@ class Dispatcher:
     ) -> Job:
         """As ``JobStore.submit``; and the job is drawn as soon as it is its turn.
 
-        ``body`` is what a worker reads: "model", the name of the one that draws, the default unless given; "request", the fields
-        of an ImageRequest without its picture; "number" of pictures, 1 unless given; "previews", whether steps come with one.
+        ``body`` is what a worker reads: "model", the name of the one that draws, the default unless given; "request", the
+        fields of an ImageRequest without its picture; "number" of pictures, 1 unless given; "previews", whether steps come
+        with one.
 
         Raises:
             ServerStoppingError: this stops.

@@ -41,7 +41,7 @@ router = APIRouter(prefix="/v1", responses=RESPONSES, tags=["openai"])
 
 
 class Generation(Drawing):
-    """Pictures to make from words. ``prompt``, ``model`` and ``n`` to ``partial_images`` are OpenAI's fields; others are Hwaga's."""
+    """Pictures to make from words. ``prompt``, ``model`` and ``n`` to ``partial_images`` are OpenAI's, others Hwaga's."""
 
     n: int = Field(1, ge=1, le=10)
     quality: Literal["auto", "standard", "hd", "low", "medium", "high"] = Field("auto", description="Has no effect.")

@@ -12,8 +12,8 @@ def joins(taken: Sequence[Job], job: Job, most: int) -> bool:
     """Whether the next job of the queue is drawn along with those just taken, if there are any.
 
     A batch is of one model, and takes as long as its longest, so that all have as many steps. A job that was tried before is
-    drawn alone: it may be what ended its worker. So is one that starts from a picture, which may take hundreds of megabytes until
-    it is drawn.
+    drawn alone: it may be what ended its worker. So is one that starts from a picture, which may take hundreds of megabytes
+    until it is drawn.
 
     Args:
         taken: they run, so that their attempts are counted from 1.

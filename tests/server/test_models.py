@@ -1,0 +1,239 @@
+"""Several models of one server: whose card a job is held against, who draws it, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+from dispatching import dispatching, ended, run, until
+from PIL import Image
+
+from hwaga.cards import ASSETS, ModelCard
+from hwaga.engine import Engine
+from hwaga.model_lookup import find_card
+from hwaga.request import ImageRequest
+from hwaga.server.stay import MOST
+
+if TYPE_CHECKING:
+    from conftest import Running
+
+Serve = Callable[..., contextlib.AbstractContextManager["Running"]]
+CRAMPED = (sys.executable, str(Path(__file__).with_name("cramped_worker.py")))
+
+
+def second_card() -> ModelCard:
+    """The bundled model under another name, with no styles of its own and other limits."""
+    card = find_card("mini", Path("models"))
+    limits = replace(card.limits, tokens=200, max_steps=30, listed_sizes_only=False, min_side=64, max_side=512)
+    aspects = {"3:4": (192, 256)}
+    return replace(
+        card, name="second", styles=MappingProxyType({}), limits=limits, aspects=aspects, own_words_only=False
+    )
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, serve_from: Serve) -> Iterator[Running]:
+    cards = [find_card("mini", Path("models")), second_card()]
+    with serve_from(tmp_path_factory.mktemp("served"), models=["mini", "second"], cards=cards) as found:
+        yield found
+
+
+def test_all_are_listed(server: Running) -> None:
+    assert [model.id for model in server.openai().models.list()] == ["mini", "second"]
+    assert server.openai().models.retrieve("second").id == "second"
+    status = server.client.get("/v1/status").json()
+    assert [model["name"] for model in status["models"]] == ["mini", "second"]
+    assert status["model"] == status["models"][0]
+    assert status["models"][1]["aspects"] == {"3:4": [192, 256]}
+
+
+def test_a_job_is_of_its_model(server: Running) -> None:
+    made = [server.submit(prompt="a cat", **more) for more in ({}, {"model": "mini"}, {"model": "second"})]
+    assert [job["model"] for job in made] == ["mini", "mini", "second"]
+    done = [server.ended(job["id"]) for job in made]
+    assert [job["status"] for job in done] == ["succeeded"] * 3
+    again = server.client.post(f"{done[2]['images'][0]['url']}/again", json={}).json()
+    assert again["model"] == "second"
+    pictures = server.openai().images.generate(model="second", prompt="a cat", size="320x192")
+    assert pictures.data
+    newest = server.client.get("/v1/jobs?limit=1").json()["data"][0]
+    assert (newest["model"], newest["status"]) == ("second", "succeeded")
+    form = {"prompt": (None, "a cat"), "model": (None, "second"), "image": ("a.png", png())}
+    assert server.client.post("/v1/jobs", files=form).json()["model"] == "second"
+    figures = server.client.get("/metrics").text
+    assert 'hwaga_model_jobs_total{model="mini",status="succeeded"} 2.0' in figures
+    assert 'hwaga_model_weights_bytes{model="second",process="worker 0"} 0.0' in figures
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_the_card_of_its_model_counts(server: Running) -> None:
+    def refusal(**body: Any) -> str:
+        answer = server.client.post("/v1/jobs", json=body)
+        assert answer.status_code == 400, answer.text
+        return str(answer.json()["error"]["message"])
+
+    assert "only the sizes that it was trained on" in refusal(prompt="a cat", size="128x64")
+    server.submit(prompt="a cat", size="128x64", model="second")
+    assert "second takes 30 steps at most" in refusal(prompt="a cat", steps=31, model="second")
+    assert "the limit is 200" in refusal(prompt="word " * 300, model="second")
+    server.submit(prompt="word " * 300)
+
+    def composed(**body: Any) -> Any:
+        return server.client.post(
+            "/v1/prompts/compose", json={"prompt": "a cake", "style": "watercolor", **body}
+        ).json()
+
+    assert (composed()["token_limit"], composed(model="second")["token_limit"]) == (512, 200)
+    assert composed()["prompt"] == "a cake" != composed(model="second")["prompt"], "which takes the packs' words"
+
+    def names(path: str) -> dict[str, Any]:
+        return {entry["name"]: entry.get("lora") for entry in server.client.get(path).json()}
+
+    assert names("/v1/styles")["anime"] == "anime"
+    assert names("/v1/styles?model=second")["anime"] is None
+    assert len(names("/v1/loras")) > len(names("/v1/loras?model=second")) == 0
+
+
+def test_a_model_that_is_not_there(server: Running) -> None:
+    message = "There is no model 'sdxl' here. There is mini, second; leave model out to use the first."
+    body = {"prompt": "a cat", "model": "sdxl"}
+    answers = [
+        *(
+            server.client.post(path, json=body)
+            for path in ("/v1/jobs", "/v1/prompts/compose", "/v1/images/generations")
+        ),
+        server.client.post("/v1/images/edits", data=body, files={"image": png()}),
+        *(server.client.get(path) for path in ("/v1/models/sdxl", "/v1/styles?model=sdxl", "/v1/loras?model=sdxl")),
+    ]
+    for answer in answers:
+        assert answer.status_code == 404
+        kind = {"type": "invalid_request_error", "param": "model", "code": "model_not_found"}
+        assert answer.json() == {"error": {"message": message, **kind}}
+    with pytest.raises(openai.NotFoundError):
+        server.openai().images.generate(**body)
+
+
+def test_the_same_request_to_another_model_is_another(server: Running) -> None:
+    def made(**more: Any) -> Any:
+        return server.client.post("/v1/jobs", json={"prompt": "a cat", **more}, headers={"Idempotency-Key": "one"})
+
+    first = made().json()
+    assert made(model="mini").json()["id"] == first["id"]
+    assert made(model="second").status_code == 409
+
+
+# The order
+
+
+def drawn(folder: Path) -> list[tuple[int, str]]:
+    """Of each job in the order of their starts: how many were drawn together, and with which model."""
+    lines = [line.split() for line in (folder / "log").read_text().splitlines()]
+    return [(int(together), model) for together, model in lines]
+
+
+def order(folder: Path, models: str, batch: int, owners: str = "") -> list[tuple[int, str]]:
+    """Submits jobs of models while the only worker is busy, and lets it go on when all of them wait."""
+
+    async def test() -> None:
+        async with dispatching(folder / "server", models=["mini", "second"], batch=batch) as dispatcher:
+            gate = {"until": str(folder / "gate")}
+            await dispatcher.submit("text2image", {"model": "a", **gate})
+            await until(lambda: dispatcher._slots[0].held)
+            body = {"log": str(folder / "log"), "steps": 1}
+            jobs = [
+                await dispatcher.submit("text2image", {"model": model, **body}, owner=owner)
+                for model, owner in zip(models, owners or " " * len(models), strict=True)
+            ]
+            (folder / "gate").touch()
+            for job in jobs:
+                assert (await ended(dispatcher, job)).status == "succeeded"
+
+    run(test)
+    return drawn(folder)
+
+
+@pytest.mark.usefixtures("fake_worker")
+def test_no_batch_is_of_two_models(tmp_path: Path) -> None:
+    found = order(tmp_path, "aababb", 4)
+    assert found == [(3, "a")] * 3 + [(3, "b")] * 3
+
+
+@pytest.mark.usefixtures("fake_worker")
+def test_the_loaded_model_goes_first_and_not_for_ever(tmp_path: Path) -> None:
+    found = [model for _, model in order(tmp_path, "ba" * 12, 1)]
+    # Then the other one, whose turn it is, for as long; and what is left.
+    assert "".join(found) == "a" * MOST + "b" * (MOST + 1) + "a" * 4 + "b" * 3
+
+
+@pytest.mark.usefixtures("fake_worker")
+def test_who_asks_for_the_other_model_is_not_kept_waiting(tmp_path: Path) -> None:
+    """However many jobs of the loaded one others have."""
+    found = [model for _, model in order(tmp_path, "a" * 30 + "b", 1, "x" * 30 + "y")]
+    assert found.index("b") <= MOST
+
+
+# The real worker
+
+
+def test_two_models_in_room_for_one_and_a_half(serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "second"
+    folder.mkdir()
+    for path in (ASSETS / "mini").iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "card.toml").unlink()
+    card = (ASSETS / "mini" / "card.toml").read_text()
+    (folder / "card.toml").write_text(card.replace('name = "mini"', 'name = "second"', 1))
+    models = ["mini", str(folder)]
+    cards = [find_card(model, tmp_path) for model in models]
+    request = {"prompt": "a red apple on a yellow background", "steps": 1, "seed": 7}
+    with Engine.open("mini", device="cpu") as engine:
+        expected = hashlib.sha256(engine.generate(ImageRequest(**request)).image.tobytes()).hexdigest()
+    with serve(models=models, cards=cards, worker=CRAMPED) as running:
+        running.ready()
+        plans = {plan["model"]: plan for plan in running.client.get("/v1/plan").json()["data"]}
+        assert plans["second"]["held_bytes"] == 0 < plans["second"]["away_bytes"], "it waits for its first job"
+        for turn in range(5):
+            name, other = [["mini", "second"], ["second", "mini"]][turn % 2]
+            job = running.ended(running.submit(model=name, **request)["id"])
+            assert job["status"] == "succeeded", job
+            data = running.client.get(job["images"][0]["url"]).content
+            with Image.open(io.BytesIO(data)) as image:
+                assert hashlib.sha256(image.tobytes()).hexdigest() == expected
+                assert json.loads(image.info["hwaga"])["model"] == name
+            if turn:
+                running.until(lambda name=name: shown(running, name)["away_bytes"] == 0)
+                plan = shown(running, name)
+                (neighbour,) = plan["neighbours"]
+                assert neighbour["model"] == other
+                assert neighbour["leaves_bytes"] > 0
+                assert shown(running, other)["away_bytes"] > 0
+                assert all(phase["others"] == neighbour["stays_bytes"] for phase in plan["phases"])
+        unknown = asyncio.run_coroutine_threadsafe(
+            running.dispatcher.submit("text2image", {"model": "gone", "request": request}), running.loop
+        ).result()
+        error = running.ended(unknown.id)["error"]
+        assert (error["code"], error["message"]) == (
+            "model_not_found",
+            "There is no model 'gone' here. There is mini, second.",
+        )
+
+
+def shown(running: Running, model: str) -> dict[str, Any]:
+    plans = {plan["model"]: plan for plan in running.client.get("/v1/plan").json()["data"]}
+    return dict(plans[model])
