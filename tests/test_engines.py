@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,9 +13,23 @@ import torch
 from placed import MIB, PLENTY, bytes_of, give, model_of, placement_of, residency_of, small_card
 from torch import Tensor
 
-from hwaga import DoesNotFitError, Engine, Engines, ImageRequest, ModelError, Result, Step, UnknownModelError, room
+from hwaga import (
+    DoesNotFitError,
+    Engine,
+    Engines,
+    ImageRequest,
+    ModelError,
+    Result,
+    Step,
+    UnknownModelError,
+    forecast,
+    room,
+)
+from hwaga.forecasts import forecasts
 from hwaga.memory.budget import HostMemory, ProcessMemory
 from hwaga.memory.device import DeviceMemory
+from hwaga.memory.plan import Budget
+from hwaga.placement import Placement
 from hwaga.room import Caps, Room, Tenant
 from hwaga.settings import Settings
 
@@ -277,3 +292,34 @@ def test_the_budget_is_of_all_together(device: str, caps: Caps, monkeypatch: pyt
         found.append(both.budget())
     assert found[0] == found[1] == found[2]
     assert found[0].device_bytes > 5 * GIB
+
+
+# What is foretold
+
+
+@pytest.mark.parametrize("pinned", [0, 40 * MIB, PLENTY])
+def test_forecasts_say_what_engines_do(
+    pinned: int, whole: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    there = Budget("cuda", whole * 2, pinned)
+    monkeypatch.setattr(forecast, "_there", lambda *_: there)
+    monkeypatch.setattr(Placement, "budget", lambda _: there)
+    cards = [small_card("one"), small_card("two"), small_card("three")]
+    with Engines.open(cards, device="cpu") as opened:
+        tokens = model_of(opened.default).count_tokens(APPLE.prompt)
+        for _ in range(2):
+            plans = []
+            for engine in opened:
+                engine.generate(APPLE)
+                plans.append(plan_of(engine))
+                model_of(engine).forget()  # forecasts know of no prompts that are kept
+    cards = [replace(card, limits=replace(card.limits, tokens=tokens)) for card in cards]
+    said = forecasts(cards, APPLE, device="cpu", settings=Settings(data_dir=str(tmp_path)))
+    assert [each.plan.phases for each in said] == [plan.phases for plan in plans]
+    assert [each.plan.neighbours for each in said] == [plan.neighbours for plan in plans]
+    assert all(sum(other.leaves_bytes for other in plan.neighbours) > 0 for plan in plans)
+
+
+def test_no_forecasts_of_one_name() -> None:
+    with pytest.raises(ModelError, match="Two of the models have the same name"):
+        forecasts(["mini", small_card()], device="cpu")

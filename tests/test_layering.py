@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "room": FOUNDATION | {"families", "memory"},
     "placement": FOUNDATION | {"families", "memory", "room"},
     "forecast": FOUNDATION | {"families", "memory", "weights", "room", "resolve"},
+    "forecasts": FOUNDATION | {"memory", "forecast"},
     "engine": FOUNDATION
     | {"prompt", "families", "memory", "weights", "sampling", "kernels", "room", "placement", "resolve", "forecast"},
     "engines": FOUNDATION | {"families", "memory", "room", "engine"},
@@ -65,7 +66,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "server": FOUNDATION | {"__init__", "prompt", "tokens", "memory", "engine", "engines"},
     "cli": FOUNDATION
     # `hwaga serve` starts the server; `hwaga download` fetches weights and reads none of them.
-    | {"__init__", "prompt", "tokens", "memory", "weights", "forecast", "engine", "convert", "server"},
+    | {"__init__", "prompt", "tokens", "memory", "weights", "forecast", "forecasts", "engine", "convert", "server"},
     "__main__": frozenset({"cli"}),
     "ui": frozenset(),  # speaks HTTP
 }

@@ -23,6 +23,7 @@ from hwaga.families.family import Model, Picture
 from hwaga.memory.budget import budget, cap_for, host_memory, process_memory, rounded
 from hwaga.memory.device import device_memory, find_device
 from hwaga.memory.plan import Budget, Plan, plan
+from hwaga.memory.sharing import Holding, holding_of
 from hwaga.model_lookup import find_card
 from hwaga.request import ImageRequest
 from hwaga.resolve import size_of, steps_of
@@ -58,6 +59,7 @@ class Forecast:
         precision: how the large weights are kept.
         present: the sizes were read from the model's files, and are not those that its family has published.
         pictures, steps: of the batch.
+        holding: the weights, as they lie under the plan.
     """
 
     card: ModelCard
@@ -70,6 +72,7 @@ class Forecast:
     steps: int
     caps: Caps
     plan: Plan
+    holding: Holding
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -146,8 +149,9 @@ def forecast(
         pictures = (Picture(*size, card.limits.tokens, source),) * number
         tried = itertools.product(first_pictures(card), ways)
         way = next((way for picture, way in tried if planned(way, [picture], card.steps)), ways[-1])
+        wanted = model_kept(way).demand(pictures, steps, 0)
         try:
-            made = plan(model_kept(way).demand(pictures, steps, 0), there)
+            made = plan(wanted, there)
         except DoesNotFitError as error:
             smaller = what_would_fit(card, pictures, lambda fewer: planned(way, fewer, steps) is not None)
             others = (other for other in find_family(card.family).precisions if other != way)
@@ -170,6 +174,7 @@ def forecast(
         steps=steps,
         caps=caps,
         plan=made,
+        holding=holding_of(card.name, wanted.parts, made),
     )
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from command import Command
+
+from hwaga.cards import ASSETS
 
 TURBO = ("plan", "--model", "z-image-turbo")
 GIB = 2**30
@@ -53,6 +56,24 @@ def test_what_cannot_fit(hwaga: Command) -> None:
     said = hwaga.refused(*TURBO, "--vram", "3GiB", "--ram", "16GiB", "--size", "1536x1536")
     assert "This needs" in said
     assert "would fit" in said
+
+
+def test_models_that_take_turns(hwaga: Command, tmp_path: Path) -> None:
+    card = (ASSETS / "mini" / "card.toml").read_text()
+    for path in (ASSETS / "mini").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "card.toml").unlink()
+    (tmp_path / "card.toml").write_text(card.replace('name = "mini"', 'name = "second"', 1))
+    options = ("plan", "-m", "mini", "-m", tmp_path, "--vram", "1.15GiB", "--ram", "8GiB", "--device", "cpu")
+    first, second = json.loads(hwaga(*options, "--json").out)["data"]
+    assert (first["model"], second["model"]) == ("mini", "second")
+    for made, other in ((first, "second"), (second, "mini")):
+        (neighbour,) = made["neighbours"]
+        assert (neighbour["model"], neighbour["leaves_bytes"]) == (other, 0)
+        assert {phase["others"] for phase in made["phases"]} == {neighbour["stays_bytes"]}
+    table = hwaga(*options).out
+    assert "▚ others" in table
+    assert "GiB of second stay beside this" in table
 
 
 @pytest.mark.parametrize("options", [("--vram", "much"), ("--size", "12"), ("--precision", "none")])

@@ -111,6 +111,7 @@ def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyP
     assert "hwaga keys add" in hwaga.refused("serve", "--host", "0.0.0.0", "--port", 0)
     assert "There is no model" in hwaga.refused("serve", "--model", "nothing")
     assert "`hwaga download z-image-turbo` fetches" in hwaga.refused("serve", "--model", "z-image-turbo", "--port", 0)
+    assert "Two of the models are called 'mini'" in hwaga.refused("serve", "--model", "mini", "--model", "mini")
     assert "--keep-bytes must be a size" in hwaga.refused("serve", "--keep-bytes", "much")
     assert "--vram (HWAGA_VRAM) must be a size" in hwaga.refused("serve", "--vram", "much")
     monkeypatch.delitem(sys.modules, "hwaga.server.api", raising=False)

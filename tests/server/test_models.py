@@ -91,8 +91,8 @@ def test_the_card_of_its_model_counts(server: Running) -> None:
     assert "only the sizes that it was trained on" in refusal(prompt="a cat", size="128x64")
     server.submit(prompt="a cat", size="128x64", model="second")
     assert "second takes 30 steps at most" in refusal(prompt="a cat", steps=31, model="second")
-    assert "the limit is 200" in refusal(prompt="word " * 300, model="second")
-    server.submit(prompt="word " * 300)
+    assert "the limit is 200" in refusal(prompt="word " * 150, model="second")
+    server.submit(prompt="word " * 150)
 
     def composed(**body: Any) -> Any:
         return server.client.post(

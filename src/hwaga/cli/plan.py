@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwaga.cli.console import gibibytes, print_json
-from hwaga.cli.generate import Aspect, Device, Dtype, Model, Precision, Size, Steps, parse_size
+from hwaga.cli.generate import Aspect, Device, Dtype, Precision, Size, Steps, parse_size
 from hwaga.request import ImageRequest
 
 if TYPE_CHECKING:
@@ -21,11 +21,20 @@ BAR = 40
 """Characters of a bar."""
 
 KINDS = (("weights", "█", "blue"), ("brought", "▓", "cyan"), ("work", "▒", "yellow"), ("kept", "░", "magenta"))
+OTHERS = ("others", "▚", "green")
 """What memory of a phase is for: its field, how it is drawn without colours, and its colour."""
 
 
 def plan(
-    model: Model = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="A model's name, a checkpoint folder or a card file (HWAGA_MODEL, or mini). Repeatable: as they take turns in "
+            "one server.",
+        ),
+    ] = None,
     size: Size = None,
     aspect: Aspect = None,
     number: Annotated[
@@ -53,24 +62,27 @@ def plan(
     """Show where a model's weights would lie, and the memory that pictures would take. Loads nothing, and needs no GPU."""
     width, height = parse_size(size)
     request = ImageRequest("a picture", width=width, height=height, aspect=aspect, steps=steps)
-    from hwaga.forecast import forecast  # brings torch
+    from hwaga.forecasts import forecasts  # brings torch
 
-    found = forecast(
-        model, request, number=number, source=image2image, device=device, dtype=dtype, precision=precision, vram=vram,
-        ram=ram,
+    found = forecasts(
+        model or [None], request, number=number, source=image2image, device=device, dtype=dtype, precision=precision,
+        vram=vram, ram=ram,
     )  # fmt: skip
     if as_json:
-        print_json(found.to_json())
+        print_json(found[0].to_json() if len(found) == 1 else {"data": [each.to_json() for each in found]})
         return
     console = Console(highlight=False)
-    console.print(Text(_subject(found), "bold"))
-    console.print()
-    console.print(_parts(found))
-    console.print()
-    console.print(_phases(found.plan))
-    console.print()
-    for line in _totals(found):
-        console.print(Text(line))
+    for place, each in enumerate(found):
+        if place:
+            console.print()
+        console.print(Text(_subject(each), "bold"))
+        console.print()
+        console.print(_parts(each))
+        console.print()
+        console.print(_phases(each.plan))
+        console.print()
+        for line in _totals(each):
+            console.print(Text(line))
 
 
 def _subject(found: Forecast) -> str:
@@ -110,7 +122,8 @@ def _phases(plan: Plan) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("phase", no_wrap=True)
     key = Text("")
-    for name, character, colour in KINDS:
+    kinds = (*KINDS, OTHERS) if plan.others_bytes else KINDS
+    for name, character, colour in kinds:
         key.append(f"{character} ", colour).append(f"{name}  ", "dim")
     table.add_column(key, no_wrap=True)
     table.add_column("GiB", justify="right", no_wrap=True)
@@ -118,13 +131,13 @@ def _phases(plan: Plan) -> Table:
     scale = _scale(plan)
     for phase in plan.phases:
         bar, filled, total = Text(), 0, 0
-        for name, character, colour in KINDS:
-            total += getattr(phase, name)
+        for name, character, colour in kinds:
+            total += plan.others_bytes if name == "others" else getattr(phase, name)
             upto = round(BAR * total / scale)
             bar.append(character * (upto - filled), colour)
             filled = upto
         bar.append("·" * (BAR - filled), "dim")
-        table.add_row(phase.name, bar, f"{phase.nbytes / 2**30:.2f}", Text(phase.reason))
+        table.add_row(phase.name, bar, f"{(phase.nbytes + plan.others_bytes) / 2**30:.2f}", Text(phase.reason))
     return table
 
 
@@ -150,6 +163,12 @@ def _totals(found: Forecast) -> list[str]:
         lines.append(
             f"From the files, of that: {_gib(plan.file_bytes)} of weights, {'all of which ' if fits else ''}{left}"
         )
+    for other in plan.neighbours:
+        place = "memory" if budget.device == "cpu" else "the GPU"
+        leaves = f"{_gib(other.leaves_bytes)} of {other.model} leave {place} to make room"
+        stays = f"{_gib(other.stays_bytes)} of {'it' if other.leaves_bytes else other.model} stay beside this"
+        copies = f"; {_gib(other.pinned_bytes)} of it wait in locked RAM" if other.pinned_bytes else ""
+        lines.append(", and ".join([*([leaves] if other.leaves_bytes else []), stays]) + copies)
     if not found.present:
         lines.append(f"The files of {found.card.name} are not on this machine: these are its published sizes.")
     return lines

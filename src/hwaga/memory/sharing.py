@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hwaga.memory.plan import Neighbour
+from hwaga.memory.plan import Neighbour, PartSize, Plan, leaving_order
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,17 @@ class Holding:
     def copied_bytes(self) -> int:
         """Of the host."""
         return sum(unit.nbytes for unit in self.units if unit.copied)
+
+
+def holding_of(model: str, parts: Sequence[PartSize], plan: Plan) -> Holding:
+    """What a model holds once its plan is in force, with units in the order of ``Residency.held``."""
+    units = []
+    for part in parts:
+        placed = plan.part(part.name)
+        for block in leaving_order(len(part.blocks)) if part.blocks else ():
+            units.append(HeldUnit(part.blocks[block], block in placed.stays, block in placed.pinned))
+        units.append(HeldUnit(part.rest, placed.mode != "turn", placed.rest_pinned))
+    return Holding(model, 0, tuple(unit for unit in units if unit.nbytes))
 
 
 def give_way(holdings: Sequence[Holding], device_room: int, pinned_room: int) -> list[Holding]:
