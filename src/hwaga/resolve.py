@@ -78,6 +78,7 @@ class Resolver:
         limit = request.max_tokens or min(limits.tokens, ceiling)
         if limit > ceiling:
             raise RequestError(f"max_tokens of {limit} is beyond {self.card.name}, which takes {ceiling} at most.")
+        self.card.check_guidance(request)
         request = self._composed(request, limit)
         steps = steps_of(request, self.card)
         strength = request.strength if request.image is not None else 1.0
@@ -124,7 +125,12 @@ class Resolver:
             steps=request.steps or composition.steps,
             aspect=request.aspect if sized else composition.aspect,
             composed=Composed(
-                composition.text, composition.loras, composition.style, composition.industry, composition.notes
+                composition.text,
+                composition.loras,
+                composition.style,
+                composition.industry,
+                composition.notes,
+                composition.negative,
             ),
         )
 
