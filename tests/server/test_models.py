@@ -33,12 +33,19 @@ CRAMPED = (sys.executable, str(Path(__file__).with_name("cramped_worker.py")))
 
 
 def second_card() -> ModelCard:
-    """The bundled model under another name, with no styles of its own and other limits."""
+    """The bundled model under another name, with no styles of its own, other limits, and said to be drawn with guidance."""
     card = find_card("mini", Path("models"))
     limits = replace(card.limits, tokens=200, max_steps=30, listed_sizes_only=False, min_side=64, max_side=512)
     aspects = {"3:4": (192, 256)}
     return replace(
-        card, name="second", styles=MappingProxyType({}), limits=limits, aspects=aspects, own_words_only=False
+        card,
+        guidance=7.0,
+        samplers=("dpmpp_2m_karras", "euler"),
+        name="second",
+        styles=MappingProxyType({}),
+        limits=limits,
+        aspects=aspects,
+        own_words_only=False,
     )
 
 
@@ -105,9 +112,38 @@ def test_the_card_of_its_model_counts(server: Running) -> None:
     def names(path: str) -> dict[str, Any]:
         return {entry["name"]: entry.get("lora") for entry in server.client.get(path).json()}
 
-    assert names("/v1/styles")["anime"] == "anime"
+    assert names("/v1/styles")["anime"] == "flat"
     assert names("/v1/styles?model=second")["anime"] is None
     assert len(names("/v1/loras")) > len(names("/v1/loras?model=second")) == 0
+
+
+def test_guidance_is_for_models_that_have_it(server: Running) -> None:
+    ways = {"negative": "blurry", "guidance": 3.5, "sampler": "euler"}
+    job = server.submit(prompt="a cat", model="second", **ways)
+    assert ways.items() <= job["request"].items()
+    assert server.ended(job["id"])["status"] == "succeeded"
+    server.openai().images.generate(prompt="a cat", model="second", extra_body=ways)
+    edited = {"prompt": "a cat", "model": "second", **{name: str(value) for name, value in ways.items()}}
+    assert server.client.post("/v1/images/edits", data=edited, files={"image": png()}).status_code == 200
+    first, second, _ = server.client.get("/v1/jobs?limit=3").json()["data"]
+    assert ways.items() <= first["request"].items()
+    assert ways.items() <= second["request"].items()
+    for name, value in ways.items():
+        for path in ("/v1/jobs", "/v1/images/generations"):
+            refused = server.client.post(path, json={"prompt": "a cat", name: value})
+            assert refused.status_code == 400
+            remedy = (
+                "leave sampler out" if name == "sampler" else f"Leave {name} out; what the picture should not show goes"
+            )
+            assert remedy in refused.json()["error"]["message"]
+    wrong: list[tuple[str, Any]] = [("guidance", 0.5), ("guidance", 31), ("sampler", "ddim"), ("negative", " ")]
+    for name, value in wrong:
+        refused = server.client.post("/v1/jobs", json={"prompt": "a cat", "model": "second", name: value})
+        assert refused.status_code == 400
+        assert name in refused.json()["error"]["message"]
+    models = {model["name"]: model for model in server.client.get("/v1/status").json()["models"]}
+    assert (models["mini"]["guidance"], models["mini"]["samplers"]) == (None, [])
+    assert (models["second"]["guidance"], models["second"]["samplers"]) == (7.0, ["dpmpp_2m_karras", "euler"])
 
 
 def test_a_model_that_is_not_there(server: Running) -> None:

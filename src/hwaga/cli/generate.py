@@ -11,7 +11,7 @@ import typer
 from hwaga.cli.console import Bar, print_json, print_result, progress_bar, say
 from hwaga.errors import ImageFileError, SizeError
 from hwaga.image_file import check_writable, encode_result, format_of, write
-from hwaga.request import Fit, ImageRequest, LoraUse, Result, Step
+from hwaga.request import SAMPLERS, Fit, ImageRequest, LoraUse, Result, Step
 
 Prompt = Annotated[str, typer.Argument(help="What to draw, in your own words: English, Korean, Chinese …")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="A file (.png, .jpg, .webp) or a folder.")]
@@ -33,6 +33,18 @@ Aspect = Annotated[str | None, typer.Option(help="A shape from the model's card:
 Size = Annotated[str | None, typer.Option(help="Width x height in pixels, as in 1024x768.")]
 Steps = Annotated[int | None, typer.Option(help="Forwards of the denoiser (by default the model's: 8).")]
 Seed = Annotated[int | None, typer.Option(help="Makes a picture repeatable (drawn at random if left out).")]
+Negative = Annotated[
+    str | None, typer.Option(help="What the picture should not show, for models with guidance. Others take --avoid.")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        help="How much the picture follows the prompt, 1 to 30, for models with guidance (the model's default)."
+    ),
+]
+Sampler = Annotated[
+    str | None, typer.Option(help=f"{' or '.join(SAMPLERS)}, for models with a choice (by default the model's).")
+]
 Number = Annotated[
     int, typer.Option("-n", "--number", min=1, help="How many pictures; each next one counts the seed up.")
 ]
@@ -70,6 +82,9 @@ def text2image(
     aspect: Aspect = None,
     size: Size = None,
     steps: Steps = None,
+    negative: Negative = None,
+    guidance: Guidance = None,
+    sampler: Sampler = None,
     seed: Seed = None,
     number: Number = 1,
     max_tokens: MaxTokens = None,
@@ -94,6 +109,9 @@ def text2image(
         height=height,
         aspect=aspect,
         steps=steps,
+        negative=negative,
+        guidance=guidance,
+        sampler=sampler,
         seed=seed,
         max_tokens=max_tokens,
     )
@@ -126,6 +144,9 @@ def image2image(
     aspect: Aspect = None,
     size: Size = None,
     steps: Steps = None,
+    negative: Negative = None,
+    guidance: Guidance = None,
+    sampler: Sampler = None,
     seed: Seed = None,
     number: Number = 1,
     max_tokens: MaxTokens = None,
@@ -154,6 +175,9 @@ def image2image(
         height=height,
         aspect=aspect,
         steps=steps,
+        negative=negative,
+        guidance=guidance,
+        sampler=sampler,
         seed=seed,
         max_tokens=max_tokens,
     )

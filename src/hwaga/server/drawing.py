@@ -28,7 +28,7 @@ from hwaga.errors import (
     UnknownJobError,
     UnknownModelError,
 )
-from hwaga.request import MAX_SEED, ImageRequest
+from hwaga.request import MAX_GUIDANCE, MAX_SEED, SAMPLERS, ImageRequest
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.folders import without_folders
 from hwaga.server.jobs import Job, Kind
@@ -77,6 +77,23 @@ class Drawing(Words):
     steps: int | None = Field(
         None, ge=1, le=1000, description="Forwards of the denoiser; the model's default unless given."
     )
+    negative: str | None = Field(
+        None,
+        max_length=MAX_PROMPT,
+        description="What the picture should not show, for a model with guidance. Others take `avoid`.",
+        examples=["blurry, text"],
+    )
+    guidance: float | None = Field(
+        None,
+        ge=1,
+        le=MAX_GUIDANCE,
+        allow_inf_nan=False,
+        description="How much the picture follows the prompt, for a model with guidance; its default unless given.",
+        examples=[7.0],
+    )
+    sampler: Name | None = Field(
+        None, description=f"{' or '.join(SAMPLERS)}, for a model with a choice; its default unless given."
+    )
     lora: list[Name] = Field(
         [], max_length=16, fail_fast=True, description="LoRAs as NAME or NAME:WEIGHT (GET /v1/loras)."
     )
@@ -88,7 +105,8 @@ class Drawing(Words):
         return ImageRequest(
             self.prompt, style=self.style, industry=self.industry, avoid=self.avoid, use=self.use,
             style_fallback=self.style_fallback, loras=self.lora, width=width, height=height, aspect=self.aspect,
-            steps=self.steps, seed=self.seed, max_tokens=self.max_tokens, **more,
+            steps=self.steps, seed=self.seed, max_tokens=self.max_tokens, negative=self.negative, guidance=self.guidance,
+            sampler=self.sampler, **more,
         )  # fmt: skip
 
 

@@ -125,6 +125,7 @@ class Composed(BaseModel):
     """What words come to, and its length by the model's own tokenizer."""
 
     prompt: str
+    negative: str | None = Field(description="What the picture should not show, for a model with a negative prompt.")
     tokens: int
     token_limit: int
     style: str | None
@@ -365,6 +366,7 @@ async def compose_prompt(request: Request, front: TheFront, _: Owner) -> Compose
     composition = await asyncio.to_thread(model.composed, words, limit)
     return Composed(
         prompt=composition.text,
+        negative=composition.negative,
         tokens=composition.tokens or 0,
         token_limit=limit,
         style=composition.style,

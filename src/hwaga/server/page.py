@@ -102,6 +102,10 @@ class ModelView(BaseModel):
     aspects: dict[str, tuple[int, int]] = Field(description="Width and height in pixels by the name of the shape.")
     styles: list[str] = Field(description="The styles that it has of its own.")
     own_words_only: bool = Field(description="Styles and industries beyond its own change nothing.")
+    guidance: float | None = Field(
+        description="Of a model that is drawn with guidance: how much, unless a request says so."
+    )
+    samplers: list[str] = Field(description="That may be chosen from, its default first.")
 
 
 class UseView(BaseModel):
@@ -180,6 +184,8 @@ def _view(card: ModelCard) -> ModelView:
         aspects={name: (width, height) for name, (width, height) in card.aspects.items()},
         styles=list(card.styles),
         own_words_only=card.own_words_only,
+        guidance=card.guidance,
+        samplers=list(card.samplers),
     )
 
 

@@ -55,6 +55,7 @@ class Served:
         limit = request.max_tokens or limits.tokens
         if limit > limits.max_tokens:
             raise RequestError(f"max_tokens of {limit} is beyond {card.name}, which takes {limits.max_tokens} at most.")
+        card.check_guidance(request)
         if request.steps is not None and request.steps > limits.max_steps:
             raise RequestError(f"{card.name} takes {limits.max_steps} steps at most, not {request.steps}.")
         if request.aspect is not None:

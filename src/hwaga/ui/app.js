@@ -1,7 +1,7 @@
 // Where the page begins: it asks the server what there is to choose from, and puts the parts together.
 
 import * as api from "/ui/api.js";
-import { Composer } from "/ui/composer.js";
+import { Composer, drafted } from "/ui/composer.js";
 import { complain, debounced, find, toast } from "/ui/elements.js";
 import { Gallery } from "/ui/gallery.js";
 import { Jobs } from "/ui/jobs.js";
@@ -14,15 +14,23 @@ import { Viewer } from "/ui/viewer.js";
 const LOOK = 5000; // ms
 const SOON = 1000; // ms, while the model is being loaded
 
-const offered = async () => {
-  const [status, styles, industries] = await Promise.all(["/v1/status", "/v1/styles", "/v1/industries"].map((path) => api.get(path)));
+/** What the server says of itself; its `model` is the one that was chosen of several. */
+const told = async (name) => {
+  const status = await api.get("/v1/status");
+  return { ...status, model: status.models.find((model) => model.name === name) || status.model };
+};
+
+const offered = async (name) => {
+  const status = await told(name);
+  const paths = [`/v1/styles?model=${encodeURIComponent(status.model.name)}`, "/v1/industries"];
+  const [styles, industries] = await Promise.all(paths.map((path) => api.get(path)));
   return { status, styles, industries };
 };
 
-/** Width and height that a request will have, as far as words tell. */
+/** Width and height that a job's pictures will have, as far as words tell. */
 function sizes(offer) {
-  return (request) => {
-    const { aspects } = offer.status.model;
+  return ({ request, model }) => {
+    const { aspects } = offer.status.models.find(({ name }) => name === model) || offer.status.model;
     if (request.width && request.height) return [request.width, request.height];
     const use = offer.status.uses.find((entry) => entry.name === request.use);
     return aspects[request.aspect || use?.aspect] || Object.values(aspects)[0];
@@ -35,7 +43,7 @@ let looking = 0;
 async function begin() {
   let offer;
   try {
-    offer = await offered();
+    offer = await offered(drafted()?.model);
   } catch (error) {
     if (!(error instanceof api.Refusal)) throw error;
     // Without a key the drawer has opened; without a connection it is tried again.
@@ -44,7 +52,7 @@ async function begin() {
   }
   const jobs = new Jobs();
   const sizeOf = sizes(offer);
-  const composer = new Composer(jobs, offer);
+  const composer = new Composer(jobs, offer, { remodel: (name) => remodel(name).catch(refused) });
   const gallery = new Gallery(jobs, offer, {
     sizeOf,
     open: (picture) => viewer.open(picture),
@@ -65,24 +73,32 @@ async function begin() {
   looking = setTimeout(look, SOON);
 }
 
+function refused(error) {
+  if (!(error instanceof api.Refusal)) throw error;
+  toast(explained(error));
+}
+
 async function retry(view, composer) {
   try {
     const source = view.kind === "image2image" ? await api.picture(`/v1/jobs/${view.id}/source`) : null;
-    composer.fill(view.request, source);
+    composer.fill(view.request, source, view.model);
   } catch (error) {
-    if (!(error instanceof api.Refusal)) throw error;
-    toast(explained(error));
+    refused(error);
   }
 }
 
 /** What tells whether the server has come back as another one. */
-const kind = ({ version, model, uses }) => JSON.stringify([version, model, uses]);
+const kind = ({ version, models, uses }) => JSON.stringify([version, models, uses]);
 
 /** The parts share one offer, which takes on what there is now. */
-async function renew() {
-  Object.assign(page.offer, await offered());
+async function remodel(name) {
+  Object.assign(page.offer, await offered(name));
   page.composer.renew();
   page.gallery.renew();
+}
+
+async function renew() {
+  await remodel(page.offer.status.model.name);
   toast(t("otherModel", { model: page.offer.status.model.title }));
 }
 
@@ -90,7 +106,7 @@ async function look() {
   clearTimeout(looking);
   if (!document.hidden) {
     try {
-      const status = await api.get("/v1/status");
+      const status = await told(page.offer.status.model.name);
       if (kind(status) !== kind(page.offer.status)) await renew();
       tell(status);
     } catch {

@@ -11,20 +11,21 @@ import { changes as words, t } from "/ui/words.js";
 const DRAFT = "hwaga.draft";
 const MAX_SEED = 2 ** 32 - 1;
 const MAX_NUMBER = 10;
+const GUIDED = ["negative", "guidance", "sampler"];
 
 export class Composer {
   #reading = null; // the AbortController of the latest look at what the model reads
   #pending = null; // {form, key}: one idempotency key for a form until it is accepted, so that a second try makes no second job
   #composed = null;
 
-  constructor(jobs, offer) {
-    this.jobs = jobs;
-    this.offer = offer;
+  /** `remodel` is given the name of another model to draw with, and renews what is offered. */
+  constructor(jobs, offer, { remodel }) {
+    Object.assign(this, { jobs, offer, remodel });
     this.form = find("composer");
     this.prompt = find("prompt");
     const changed = () => this.#changed();
     this.choices = new Choices(offer, { changed });
-    this.start = new StartPicture({ changed, restore: (settings) => this.fill(settings.request) });
+    this.start = new StartPicture({ changed, restore: (settings) => this.fill(settings.request, null, settings.model) });
     this.look = debounced(350, () => this.#read());
     this.save = debounced(300, () => this.#save());
     this.form.addEventListener("input", changed);
@@ -39,6 +40,7 @@ export class Composer {
         this.#submit();
       }
     });
+    find("model").addEventListener("change", ({ target }) => this.remodel(target.value));
     if (/Mac|iP/.test(navigator.platform)) this.form.querySelector("kbd").textContent = "⌘ ↵";
     find("fewer").addEventListener("click", () => this.#count(-1));
     find("more").addEventListener("click", () => this.#count(1));
@@ -61,8 +63,23 @@ export class Composer {
     return name === "auto" || entries.some((entry) => entry.name === name) ? name : "";
   }
 
+  #renderModel() {
+    const { model, models } = this.offer.status;
+    const options = (id, values) => find(id).replaceChildren(...values.map(([value, text]) => h("option", { value }, text)));
+    options("model", models.map(({ name, title }) => [name, title]));
+    find("model").value = model.name;
+    find("models").hidden = models.length < 2;
+    const { sampler } = this.#guided();
+    options("sampler", model.samplers.map((name, place) => [place ? name : "", name]));
+    find("sampler").value = sampler || "";
+    if (find("sampler").selectedIndex < 0) find("sampler").selectedIndex = 0;
+    find("guidance").placeholder = model.guidance;
+    find("guided").hidden = model.guidance === null;
+  }
+
   #render() {
     const { model } = this.offer.status;
+    this.#renderModel();
     find("steps").placeholder = String(model.steps);
     find("steps").max = model.max_steps;
     this.choices.shown = null;
@@ -77,11 +94,18 @@ export class Composer {
     this.#changed();
   }
 
-  /** Puts a request's values into the form. A picture to start from is given beside. */
-  fill(carried, source = null) {
+  /** What only models with guidance take, as far as it is given. */
+  #guided() {
+    return Object.fromEntries(GUIDED.map((id) => [id, find(id).value.trim()]).filter(([, value]) => value));
+  }
+
+  /** Puts a request's values into the form, with its model where there is one of that name. A picture to start from is given beside. */
+  async fill(carried, source = null, name = null) {
+    const { model, models } = this.offer.status;
+    if (name !== model.name && models.some((other) => other.name === name)) await this.remodel(name);
     const wanted = requestOf(carried);
     this.prompt.value = wanted.prompt;
-    find("seed").value = wanted.seed ?? "";
+    for (const id of ["seed", ...GUIDED]) find(id).value = wanted[id] ?? "";
     find("steps").value = wanted.steps && wanted.steps !== this.offer.status.model.steps ? wanted.steps : "";
     const { choices } = this;
     choices.style = this.#offered(this.offer.styles, wanted.style || "");
@@ -106,8 +130,10 @@ export class Composer {
 
   #words() {
     const { style, use, avoid, industry } = this.choices;
+    const { model, models } = this.offer.status;
     return {
       prompt: this.prompt.value,
+      ...(models.length > 1 && { model: model.name }),
       ...(style && { style }),
       ...(industry && { industry }),
       ...(use && { use }),
@@ -128,17 +154,21 @@ export class Composer {
     const seed = find("seed").value.trim();
     const steps = find("steps").value.trim();
     const number = Number(find("number").value);
-    const { max_steps: most } = this.offer.status.model;
+    const { max_steps: most, guidance: usual } = this.offer.status.model;
+    const { guidance, ...guided } = usual === null ? {} : this.#guided();
     if (!this.prompt.value.trim()) return fail("prompt", t("empty"));
     if (!Number.isInteger(number) || number < 1 || number > MAX_NUMBER) return fail("number", t("badNumber"));
     if (seed && (!/^\d+$/.test(seed) || Number(seed) > MAX_SEED)) return fail("seed", t("badSeed"));
     if (steps && (!/^\d+$/.test(steps) || Number(steps) < 1 || Number(steps) > most)) return fail("steps", t("badSteps", { max: most }));
+    if (guidance && !(Number(guidance) >= 1 && Number(guidance) <= 30)) return fail("guidance", t("badGuidance"));
     // Several pictures count up from a seed: where none was given, one is drawn here.
     const counted = seed ? Number(seed) : number > 1 ? randomSeed(number) : null;
     return {
       ...this.#words(),
       ...(counted !== null && { seed: counted }),
       ...(steps && { steps: Number(steps) }),
+      ...(guidance && { guidance: Number(guidance) }),
+      ...guided,
       ...(this.choices.size && { size: this.choices.size }),
       ...(this.choices.loras.length && { lora: this.choices.loras }),
       ...(this.start.blob && { strength: this.start.strength }),
@@ -153,7 +183,7 @@ export class Composer {
     if (button.getAttribute("aria-disabled") === "true") return;
     const values = this.#values();
     if (!values) return;
-    const form = JSON.stringify([this.#words(), find("seed").value, find("steps").value, values.number, values.size, values.lora, values.strength]);
+    const form = JSON.stringify([this.#words(), this.#guided(), find("seed").value, find("steps").value, values.number, values.size, values.lora, values.strength]);
     if (this.#pending?.form !== form || this.#pending.source !== this.start.blob) {
       this.#pending = { form, source: this.start.blob, values, key: api.newKey() };
     }
@@ -226,27 +256,33 @@ export class Composer {
 
   #save() {
     const { style, use, size, avoid, loras, industry } = this.choices;
-    const fields = Object.fromEntries(["prompt", "seed", "steps", "number"].map((id) => [id, find(id).value]));
+    const fields = Object.fromEntries(["prompt", "seed", "steps", "number", ...GUIDED].map((id) => [id, find(id).value]));
+    const model = this.offer.status.model.name;
     try {
-      sessionStorage.setItem(DRAFT, JSON.stringify({ fields, style, use, size, avoid, loras, industry }));
+      sessionStorage.setItem(DRAFT, JSON.stringify({ fields, model, style, use, size, avoid, loras, industry }));
     } catch {
       // Without storage a reload forgets what was typed.
     }
   }
 
   #load() {
-    let draft = null;
-    try {
-      draft = JSON.parse(sessionStorage.getItem(DRAFT));
-    } catch {
-      // As if there were none.
-    }
+    const draft = drafted();
     if (!draft) return;
+    this.#renderModel();
     for (const [id, value] of Object.entries(draft.fields)) find(id).value = value;
     const { style, use, size, avoid, loras, industry } = draft;
     this.choices.render(); // the businesses must be there to choose one
     Object.assign(this.choices, { style, use, size, avoid, loras });
     this.choices.industry = industry;
+  }
+}
+
+/** What was typed before the page was loaded again, or null. */
+export function drafted() {
+  try {
+    return JSON.parse(sessionStorage.getItem(DRAFT));
+  } catch {
+    return null; // as if there were none
   }
 }
 

@@ -87,7 +87,7 @@ export class Gallery extends EventTarget {
   }
 
   #tile(picture, fresh) {
-    const [width, height] = this.sizeOf(picture.job.request);
+    const [width, height] = this.sizeOf(picture.job);
     const { prompt } = picture.job.request;
     const label = picture.job.images.length > 1 ? `${prompt} (${t("of", { n: picture.place + 1, total: picture.job.images.length })})` : prompt;
     const button = h("button", { type: "button", className: "tile", "aria-label": label, on: { click: () => this.open(picture) } });

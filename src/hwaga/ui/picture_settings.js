@@ -77,7 +77,7 @@ function text(data, start, length) {
 /** A request as the composer and the API take it, from one as pictures and jobs carry it. */
 export function requestOf(carried) {
   const wanted = { prompt: carried.prompt };
-  for (const name of ["style", "industry", "use", "seed", "steps", "strength", "fit", "aspect"]) {
+  for (const name of ["style", "industry", "use", "seed", "steps", "negative", "guidance", "sampler", "strength", "fit", "aspect"]) {
     if (carried[name] !== undefined && carried[name] !== null) wanted[name] = carried[name];
   }
   if (carried.avoid?.length) wanted.avoid = carried.avoid;

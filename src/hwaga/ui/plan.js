@@ -3,13 +3,19 @@
 import { h } from "/ui/elements.js";
 import { bytes, known, t } from "/ui/words.js";
 
-const PARTS = ["weights", "brought", "work", "kept"];
+const PARTS = ["weights", "brought", "work", "kept", "others"];
 
 const sum = (phase) => PARTS.reduce((bytes, part) => bytes + phase[part], 0); // also where the device's memory is the machine's
 
-/** Elements that show what GET /v1/plan answers: of each worker, phases with bytes by what they are for, and its budget. */
+/** Elements that show what GET /v1/plan answers: of each model in each worker, phases with bytes by what they are for, and its budget. */
 export function drawnPlans({ data: plans }) {
-  return plans.flatMap((plan) => [...(plans.length > 1 ? [h("p", { className: "hint" }, plan.device)] : []), drawn(plan), legend(plan)]);
+  return plans.flatMap((plan) => [...(plans.length > 1 ? [h("p", { className: "hint" }, named(plan))] : []), drawn(plan), legend(plan)]);
+}
+
+/** The model and its device, what of it is away, and who made room for it. */
+function named(plan) {
+  const leaves = plan.neighbours.filter((other) => other.leaves_bytes).map((other) => t("leaves", { model: other.model, size: bytes(other.leaves_bytes) }));
+  return [plan.model, plan.device, plan.away_bytes && t("away", { size: bytes(plan.away_bytes) }), ...leaves].filter(Boolean).join(" · ");
 }
 
 function drawn(plan) {

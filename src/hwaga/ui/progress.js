@@ -65,7 +65,7 @@ export class Progress {
 
   #card(job) {
     const { view } = job;
-    const [width, height] = this.sizeOf(view.request);
+    const [width, height] = this.sizeOf(view);
     const frames = Array.from({ length: view.number }, () =>
       h("div", { className: "frame", style: { "--ratio": width / height } }, h("img", { alt: "", hidden: true })),
     );

@@ -107,7 +107,7 @@ export class Settings {
       const share = (bytes) => h("i", { style: { "--share": total ? bytes / total : 0 } });
       this.server.replaceChildren(
         h("dl", { className: "facts" },
-          line(t("model"), status.model.title),
+          line(t("model"), status.models.map((model) => model.title).join(", ")),
           line(t("queue"), t("queueLine", status), h("br"), h("span", { className: "hint" }, wait ? t("wait", { time: duration(wait) }) : t("waitNone"))),
           line(t("memory"), total ? t("memoryOf", { used: bytes(used), total: bytes(total) }) : bytes(used), h("span", { className: "share", "aria-hidden": "true" }, ...status.memory.map((process) => share(process.rss_anon_bytes))), h("span", { className: "hint" }, parts)),
           ...gpu.map((process) => line(t("gpuMemory"), t("gpuLine", { used: bytes(process.vram_used_bytes), held: bytes(process.vram_reserved_bytes) }))),

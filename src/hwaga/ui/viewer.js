@@ -97,7 +97,7 @@ export class Viewer {
         act("trash", "delete", () => this.#delete(), "quiet delete"),
       ),
     );
-    const [width, height] = this.gallery.sizeOf(job.request);
+    const [width, height] = this.gallery.sizeOf(job);
     this.stage.shape(width, height);
     this.#renderFacts();
   }
@@ -127,6 +127,9 @@ export class Viewer {
       ["size", request.width && `${request.width} × ${request.height}`],
       ["seed", request.seed],
       ["steps", request.steps],
+      ["negative", request.negative],
+      ["guidance", request.guidance],
+      ["sampler", request.sampler],
       ["strength", job.kind === "image2image" ? request.strength : null],
       ["lora", loras.join(", ")],
       ["model", this.#settings?.model],
@@ -195,7 +198,7 @@ export class Viewer {
       const source = await this.#source();
       const request = this.#request;
       this.dialog.close();
-      this.composer.fill(request, source);
+      this.composer.fill(request, source, this.#picture.job.model);
     });
   }
 
