@@ -22,6 +22,7 @@ import httpx2
 import pytest
 from PIL import Image
 
+from hwaga.cards import ASSETS
 from hwaga.image_file import encode
 from hwaga.server.store import SqliteStore
 
@@ -39,6 +40,7 @@ class Server:
 
     folder: Path
     port: int
+    models: tuple[str, ...] = ("mini",)
     process: subprocess.Popen[str] | None = None
     log: list[str] = field(default_factory=list)
 
@@ -47,7 +49,9 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "hwaga", "serve", "--port", str(self.port), "--model", "mini"]
+        command = [sys.executable, "-m", "hwaga", "serve", "--port", str(self.port)]
+        for model in self.models:
+            command += ["--model", model]
         environment = {**os.environ, "HWAGA_DATA_DIR": str(self.folder)}
         self.process = process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         assert process.stderr is not None
@@ -85,11 +89,11 @@ class Server:
         return httpx2.get(self.url + job["images"][place]["url"], timeout=60).content
 
 
-def _served(folder: Path) -> Server:
+def _served(folder: Path, *models: str) -> Server:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = Server(folder, port)
+    server = Server(folder, port, models or ("mini",))
     server.start()
     return server
 
@@ -136,6 +140,22 @@ def full_server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
         store.finish(job.id, job.attempt, [png])
     store.close()
     found = _served(folder)
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def server_of_two(browser: Any, tmp_path: Path) -> Iterator[Server]:
+    """The bundled model, and it again as "second", which is said to be drawn with guidance."""
+    folder = tmp_path / "second"
+    folder.mkdir()
+    for path in (ASSETS / "mini").iterdir():
+        if path.name != "card.toml":
+            (folder / path.name).symlink_to(path)
+    card = (ASSETS / "mini" / "card.toml").read_text().replace('name = "mini"', 'name = "second"', 1)
+    ways = 'guidance = 7\nsamplers = ["dpmpp_2m_karras", "euler"]\n'
+    (folder / "card.toml").write_text(ways + re.sub(r'(?m)^title = ".*"$', 'title = "The second"', card, count=1))
+    found = _served(tmp_path / "data", "mini", str(folder))
     yield found
     found.stop()
 

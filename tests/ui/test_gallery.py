@@ -149,9 +149,10 @@ def test_a_server_that_comes_back_with_another_model(full_server: Server, visit:
     status, styles = full_server.get("/v1/status"), full_server.get("/v1/styles")
     status["model"] |= {"name": "large", "title": "Large", "steps": 31, "own_words_only": False}
     status["model"]["aspects"] = {name: [4 * w, 4 * h] for name, (w, h) in status["model"]["aspects"].items()}
+    status["models"] = [status["model"]]
     others = [style for style in styles if style["name"] != "anime"]
     batik = {"name": "batik", "title": {"en": "Batik", "ko": "바틱"}, "aliases": [], "lora": None}
-    page.route("**/v1/styles", lambda route: route.fulfill(json=[*others, batik]))
+    page.route("**/v1/styles?*", lambda route: route.fulfill(json=[*others, batik]))
     page.route("**/v1/status", lambda route: route.fulfill(json=status))
     expect(page.locator(".toast")).to_contain_text("another model: Large", timeout=30_000)
     expect(page.get_by_role("radio", name="Batik")).to_have_count(1)
@@ -191,7 +192,7 @@ def test_the_plan_of_memory_is_drawn(server: Server, visit: Visit) -> None:
     for place, phase in enumerate(plan["phases"]):
         bars = rows.nth(place).locator(".bar i")
         parts = bars.evaluate_all("parts => parts.map((part) => part.getBoundingClientRect().width)")
-        sizes = [phase[part] for part in ("weights", "brought", "work", "kept")]
+        sizes = [phase[part] for part in ("weights", "brought", "work", "kept", "others")]
         expected = [size / sum(sizes) for size in sizes]
         assert [width / sum(parts) for width in parts] == pytest.approx(expected, abs=0.02)
     # Names are text, whatever they hold; several workers have a picture each; and without plans there is none.
