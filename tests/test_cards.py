@@ -17,7 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen3Config
 
-from hwaga import CardError, CheckpointError, Engine, ModelCard, SizeError, UnknownModelError
+from hwaga import (
+    CardError,
+    CheckpointError,
+    Engine,
+    ImageRequest,
+    ModelCard,
+    RequestError,
+    SizeError,
+    UnknownModelError,
+)
 from hwaga.card_toml import card_toml
 from hwaga.cards import ASSETS, Limits, Part
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
@@ -647,3 +656,28 @@ def test_cards_are_written_as_they_are_read(tmp_path: Path) -> None:
         )
         (folder / "card.toml").write_text(card_toml(moved), encoding="utf-8")
         assert ModelCard.read(folder / "card.toml") == dataclasses.replace(moved, download=None)
+
+
+def test_guidance_and_samplers(tmp_path: Path) -> None:
+    """A card says whether its model is drawn with guidance, and a request is held to it."""
+    text = (ASSETS / "cards" / "z-image-turbo.toml").read_text()
+    led = text.replace("steps = 8\n", 'steps = 8\nguidance = 5.5\nsamplers = ["dpmpp_2m_karras", "euler"]\n', 1)
+    (tmp_path / "card.toml").write_text(led)
+    card = ModelCard.read(tmp_path / "card.toml")
+    assert (card.guidance, card.samplers) == (5.5, ("dpmpp_2m_karras", "euler"))
+    card.check_guidance(ImageRequest("a cat", negative="fog", guidance=3, sampler="euler"))
+    (tmp_path / "again.toml").write_text(card_toml(card))
+    assert ModelCard.read(tmp_path / "again.toml").samplers == card.samplers
+    assert ModelCard.read(tmp_path / "again.toml").guidance == 5.5
+    (tmp_path / "plain.toml").write_text(text)
+    plain = ModelCard.read(tmp_path / "plain.toml")
+    plain.check_guidance(ImageRequest("a cat"))
+    for fields in ({"negative": "fog"}, {"guidance": 2}):
+        with pytest.raises(RequestError, match=r"draws without guidance.*avoid"):
+            plain.check_guidance(ImageRequest("a cat", **fields))
+    with pytest.raises(RequestError, match="leave sampler out"):
+        plain.check_guidance(ImageRequest("a cat", sampler="euler"))
+    for wrong in ("guidance = 0.5", "guidance = nan", 'samplers = ["heun"]', 'samplers = ["euler", "euler"]'):
+        (tmp_path / "card.toml").write_text(text.replace("steps = 8\n", f"steps = 8\n{wrong}\n", 1))
+        with pytest.raises(CardError):
+            ModelCard.read(tmp_path / "card.toml")

@@ -15,8 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hwaga.errors import CardError, CheckpointError, SizeError
+from hwaga.errors import CardError, CheckpointError, RequestError, SizeError
 from hwaga.hub_sources import Download, LoraSource, read_download, read_lora_source
+from hwaga.request import MAX_GUIDANCE, SAMPLERS, ImageRequest
 from hwaga.toml_table import Table
 
 ASSETS = Path(str(files("hwaga") / "assets"))
@@ -100,6 +101,9 @@ class ModelCard:
         download: where its files are fetched from, or None where there is no such place.
         preview: factors from latents to small RGB pictures, ``[channels + 1][3]`` with the offset last; or None.
         own_words_only: the packs' wording is beyond this model, and left out.
+        guidance: how much its pictures follow their prompts unless a request says so; None for a model that is drawn without
+            guidance, and so has no negative prompt.
+        samplers: that may be chosen from, its default first; empty where there is no choice.
     """
 
     name: str
@@ -117,6 +121,8 @@ class ModelCard:
     preview: tuple[tuple[float, ...], ...] | None = None
     own_words_only: bool = False
     files: tuple[Path, ...] = ()
+    guidance: float | None = None
+    samplers: tuple[str, ...] = ()
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -179,6 +185,25 @@ class ModelCard:
                 f"pictures at {limits.max_pixels:,} pixels. {remedy}"
             )
 
+    def check_guidance(self, request: ImageRequest) -> None:
+        """Refuses a way of drawing that the model does not have.
+
+        Raises:
+            RequestError: with what would do instead.
+        """
+        if self.guidance is None:
+            given = [name for name in ("negative", "guidance") if getattr(request, name) is not None]
+            if given:
+                raise RequestError(
+                    f"{self.name} draws without guidance and has no negative prompt. Leave {' and '.join(given)} out; what the "
+                    "picture should not show goes into avoid."
+                )
+        if request.sampler is not None and request.sampler not in self.samplers:
+            offered = (
+                f"It has {', '.join(self.samplers)}" if self.samplers else "It has one of its own: leave sampler out"
+            )
+            raise RequestError(f"{self.name} is not drawn with the sampler {request.sampler}. {offered}.")
+
     def nearest_aspect(self, width: int, height: int) -> str:
         """The card's shape nearest to a size, as "4:3 (1152x896)"."""
         name = min(
@@ -221,6 +246,8 @@ def _card(table: Table, folder: Path) -> ModelCard:
         download=read_download(table.table("download")) if "download" in table.values else None,
         preview=_preview(table.get("preview", list, [])),
         own_words_only=table.get("own_words_only", bool, False),
+        guidance=_guidance(table) if "guidance" in table.values else None,
+        samplers=_samplers(table.get("samplers", list, [])),
     )
     table.close()
     loras = [Path(style.lora).stem for style in card.styles.values() if style.lora is not None]
@@ -239,6 +266,21 @@ def _card(table: Table, folder: Path) -> ModelCard:
     if limits.max_tokens < limits.tokens:
         raise CardError("limits.max_tokens is below limits.tokens.")
     return card
+
+
+def _guidance(table: Table) -> float:
+    guidance = float(table.get("guidance", (int, float)))
+    if not 1 <= guidance <= MAX_GUIDANCE:
+        raise CardError(
+            f"guidance must be from 1 to {MAX_GUIDANCE}, not {guidance:g}. Leave it out for a model without."
+        )
+    return guidance
+
+
+def _samplers(names: list[Any]) -> tuple[str, ...]:
+    if not all(name in SAMPLERS for name in names) or len(set(names)) < len(names):
+        raise CardError(f"samplers must be some of {', '.join(SAMPLERS)}, each once, not {names!r}.")
+    return tuple(names)
 
 
 def _files(names: list[Any], folder: Path) -> tuple[Path, ...]:

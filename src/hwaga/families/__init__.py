@@ -9,7 +9,7 @@ from typing import Any, cast
 from hwaga.errors import CardError
 from hwaga.families.family import Family, Tokenizer
 
-FAMILIES = {"z_image": "hwaga.families.z_image.family:ZImage"}
+FAMILIES = {"z_image": "hwaga.families.z_image.family:ZImage", "sdxl": "hwaga.families.sdxl.family:Sdxl"}
 """Family by name: module and class. A family is imported when a model of it is opened."""
 
 
