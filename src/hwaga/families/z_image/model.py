@@ -187,7 +187,7 @@ class ZImageModel:
 
     def _is_read_with(self, adapters: Adapters | None) -> bool:
         """Whether adapters change what the text encoder makes of a prompt."""
-        return adapters is not None and not self._reads.isdisjoint(adapters.by_linear)
+        return adapters is not None and not self._reads.isdisjoint(adapters.by_layer)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         scale = self.autoencoder.config.scale
