@@ -1,13 +1,13 @@
 """Which card a model's name, folder or file stands for.
 
-A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of Z-Image Turbo. Without
-that too, its files of weights are taken for those of a Z-Image; what they hold is found out when they are opened.
+A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of its family's model.
+Without that too, its files of weights are taken for those of a Z-Image; what they hold is found out when they are opened.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,8 +23,13 @@ WEIGHT_FOLDERS = ("diffusion_models", "unet", "checkpoints", "text_encoders", "c
 SPLIT_FILES = "split_files"
 """The folder that its repositories on the hub keep these folders in."""
 
-FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image", "ZImageImg2ImgPipeline": "z_image"}
-"""Model families by the class that diffusers writes into ``model_index.json``."""
+CARD_OF_PIPELINE = {
+    "ZImagePipeline": "z-image-turbo",
+    "ZImageImg2ImgPipeline": "z-image-turbo",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+}
+"""The built-in card whose family and limits a folder has, by the class that diffusers writes into ``model_index.json``."""
 
 
 def built_in_cards(models: Path) -> dict[str, ModelCard]:
@@ -72,7 +77,7 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
             raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
         return _card_of_files(path.parent, path.stem, (path,), cards["z-image-turbo"])
     if is_folder:
-        return _card_of_folder(path, cards["z-image-turbo"])
+        return _card_of_folder(path, cards)
     near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UnknownModelError(
@@ -80,7 +85,7 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
     )
 
 
-def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
+def _card_of_folder(folder: Path, cards: Mapping[str, ModelCard]) -> ModelCard:
     if (folder / CARD_FILE).is_file():
         return ModelCard.read(folder / CARD_FILE)
     try:
@@ -93,7 +98,7 @@ def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
             places.setdefault(place.resolve(), place)  # two names may lead to one folder
         files = [file for place in places.values() for file in sorted(place.glob("*")) if _holds_weights(file)]
         if files and not (folder / "transformer").is_dir():  # which would be diffusers' layout without its index
-            return _card_of_files(folder, folder.resolve().name, files, like)
+            return _card_of_files(folder, folder.resolve().name, files, cards["z-image-turbo"])
         raise CheckpointError(
             f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout, and no files of weights either. "
             "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/, or one with the files of a "
@@ -101,9 +106,9 @@ def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Fetch it again.") from error
-    if not isinstance(pipeline, str) or pipeline not in FAMILY_OF_PIPELINE:
-        raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(FAMILY_OF_PIPELINE)}.")
-    return _unnamed_card(like, folder.resolve(), folder.resolve().name, family=FAMILY_OF_PIPELINE[pipeline])
+    if not isinstance(pipeline, str) or pipeline not in CARD_OF_PIPELINE:
+        raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(CARD_OF_PIPELINE)}.")
+    return _unnamed_card(cards[CARD_OF_PIPELINE[pipeline]], folder.resolve(), folder.resolve().name)
 
 
 def _card_of_files(folder: Path, name: str, files: Sequence[Path], like: ModelCard) -> ModelCard:
@@ -113,7 +118,7 @@ def _card_of_files(folder: Path, name: str, files: Sequence[Path], like: ModelCa
 def _unnamed_card(like: ModelCard, folder: Path, name: str, **others: Any) -> ModelCard:
     return replace(
         like, name=name, title=name, license="", source="", folder=folder, styles=MappingProxyType({}), download=None,
-        preview=None, own_words_only=False, **others,
+        own_words_only=False, **others,
     )  # fmt: skip
 
 

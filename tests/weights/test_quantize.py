@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hwaga import DeviceError, Engine, ImageRequest, Settings, SettingsError
 from hwaga.families.z_image.family import ZImageModel
-from hwaga.weights.adapters import Adapters, LinearAdapter, LowRank, adapted
+from hwaga.weights.adapters import Adapters, LayerAdapter, LowRank, adapted
 from hwaga.weights.fused import FusedLinear
 from hwaga.weights.quantize import GROUP, PRECISIONS, Precision, QuantizedLinear, write_codes
 
@@ -85,7 +85,7 @@ def test_a_layer_in_place_of_another(precision: Precision) -> None:
     assert (layer.outs, layer.in_features, layer.out_features) == ((32, 16), 64, 48)
     x = torch.randn(5, 64)
     low_rank = LowRank(torch.randn(2, 64), torch.randn(48, 2))
-    adapters = Adapters({layer: LinearAdapter.of([(slice(0, 48), low_rank)], 48)})
+    adapters = Adapters({layer: LayerAdapter.of([(slice(0, 48), low_rank)], 48)})
     with torch.no_grad():
         torch.testing.assert_close(layer(x), x @ layer.weight.T + linear.bias)
         wanted = x @ (layer.weight + low_rank.up @ low_rank.down).T + linear.bias

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
-from hwaga.families.z_image.tiles import tiled
+from hwaga.families.tiles import tiled
 from hwaga.kernels.reference import attend, group_norm_silu, upsample_conv
 from hwaga.weights.config import ConfigValues
 

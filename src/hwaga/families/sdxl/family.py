@@ -1,0 +1,98 @@
+"""SDXL as a model family: how its checkpoints are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hwaga.cards import INDEX_FILE
+from hwaga.errors import CheckpointError, LoraError
+from hwaga.families.sdxl.model import SdxlModel
+from hwaga.families.sdxl.networks import BORROWED, FOLDERS, Networks, clip_layout
+from hwaga.families.sdxl.noise import PUBLISHED, Prediction
+from hwaga.families.sdxl.published import PUBLISHED_NETWORKS
+from hwaga.families.sdxl.words import PromptTokenizer
+from hwaga.weights.checkpoint import Blueprint, read_config, weight_files, weights_digest
+from hwaga.weights.config import ConfigValues
+from hwaga.weights.conversion import Conversion
+from hwaga.weights.quantize import PRECISIONS
+from hwaga.weights.stored import stored_tensors
+
+
+class Sdxl:
+    """The family; see ``families.family.Family``. What fewer bits do to its pictures was not looked at, so that none are chosen
+    unless they are asked for.
+    """
+
+    dtypes = ("float16", "bfloat16", "float32")
+    precisions = tuple(PRECISIONS)
+    sound_precisions: tuple[str, ...] = ()
+    layouts = ("diffusers",)
+
+    def open(
+        self,
+        folder: Path,
+        *,
+        files: Sequence[Path] = (),
+        device: torch.device,
+        dtype: torch.dtype,
+        lora_bytes: int,
+        precision: str | None = None,
+    ) -> SdxlModel:
+        if files:
+            raise CheckpointError("SDXL is opened in diffusers' layout.")
+        networks = Networks.read(folder)
+        index = ConfigValues(read_config(folder, INDEX_FILE), f"{folder / INDEX_FILE}")
+        return SdxlModel(
+            PromptTokenizer(folder),
+            _read_clip(networks.build_text_encoder, folder / "text_encoder"),
+            _read_clip(networks.build_text_encoder_2, folder / "text_encoder_2"),
+            Blueprint.read(networks.build_unet, folder / "unet", BORROWED),
+            Blueprint.read(networks.build_vae, folder / "vae", BORROWED),
+            networks,
+            Prediction.read(folder),
+            zeros=index.flag("force_zeros_for_empty_prompt", True),
+            weights_digest=weights_digest([folder / name for name in FOLDERS]),
+            device=device,
+            dtype=dtype,
+            precision=PRECISIONS[precision] if precision else None,
+            lora_bytes=lora_bytes,
+        )
+
+    def outline(self, *, dtype: torch.dtype, precision: str | None = None) -> SdxlModel:
+        networks = PUBLISHED_NETWORKS
+        return SdxlModel(
+            None,
+            Blueprint.outline(networks.build_text_encoder),
+            Blueprint.outline(networks.build_text_encoder_2),
+            Blueprint.outline(networks.build_unet),
+            Blueprint.outline(networks.build_vae),
+            networks,
+            Prediction.of(PUBLISHED, "the published scheduler"),
+            zeros=True,
+            weights_digest="",
+            device=torch.device("meta"),
+            dtype=dtype,
+            precision=PRECISIONS[precision] if precision else None,
+            lora_bytes=0,
+        )
+
+    def conversion(self, folder: Path, *, files: Sequence[Path] = (), precision: str | None, layout: str) -> Conversion:
+        raise CheckpointError(
+            f"{folder} is an SDXL, which is not converted. It is opened as it is, and --precision keeps its weights in fewer "
+            "bits while it is drawn with."
+        )
+
+    def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
+        raise LoraError("LoRAs are not built here yet.")
+
+
+def _read_clip(build: Callable[[], nn.Module], folder: Path) -> Blueprint[nn.Module]:
+    with torch.device("meta"):
+        network = build()
+    return Blueprint.match(
+        lambda: network, stored_tensors(weight_files(folder)), clip_layout(network), folder, "config.json"
+    )
