@@ -220,6 +220,20 @@ def test_what_does_not_fit_alone_leaves_all_in_place(
     assert one.held_bytes == before
 
 
+def test_two_families_take_turns(whole: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sdxl = pytest.importorskip("sdxl_reference")
+    requests = {"one": APPLE, "tiny-xl": ImageRequest("a bird", negative="fog", width=48, height=64, seed=2, steps=2)}
+    with Engines.open([small_card("one"), sdxl.random_sdxl(tmp_path / "tiny")], device="cpu") as pair:
+        give(monkeypatch, PLENTY)
+        expected = {engine.card.name: bytes_of(engine, [requests[engine.card.name]]) for engine in pair}
+        give(monkeypatch, plan_of(pair["one"]).device_bytes)
+        for name in list(requests) * 2:
+            assert bytes_of(pair[name], [requests[name]]) == expected[name]
+            assert pair[name].away_bytes == 0
+            if name == "one":
+                assert pair["tiny-xl"].held_bytes == 0, "there is room for one alone"
+
+
 # Opening and closing
 
 

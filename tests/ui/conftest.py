@@ -146,15 +146,14 @@ def full_server(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def server_of_two(browser: Any, tmp_path: Path) -> Iterator[Server]:
-    """The bundled model, and it again as "second", which is said to be drawn with guidance."""
+    """The bundled model, and it again as "second"."""
     folder = tmp_path / "second"
     folder.mkdir()
     for path in (ASSETS / "mini").iterdir():
         if path.name != "card.toml":
             (folder / path.name).symlink_to(path)
     card = (ASSETS / "mini" / "card.toml").read_text().replace('name = "mini"', 'name = "second"', 1)
-    ways = 'guidance = 7\nsamplers = ["dpmpp_2m_karras", "euler"]\n'
-    (folder / "card.toml").write_text(ways + re.sub(r'(?m)^title = ".*"$', 'title = "The second"', card, count=1))
+    (folder / "card.toml").write_text(re.sub(r'(?m)^title = ".*"$', 'title = "The second"', card, count=1))
     found = _served(tmp_path / "data", "mini", str(folder))
     yield found
     found.stop()

@@ -84,10 +84,31 @@ def test_three_styles(server: Server, visit: Visit) -> None:
 def test_a_choice_of_models(server_of_two: Server, visit: Visit) -> None:
     page = visit(server_of_two)
     expect(page.locator("#health")).to_have_text("Ready", timeout=LONG)
+    page.get_by_label("Model").select_option("The second")
+    expect(page.get_by_label("Model")).to_have_value("second")
+    draw(page, "a cat", steps=1)
+    page.reload()
+    page.locator("body.begun").wait_for()
+    expect(page.get_by_label("Model")).to_have_value("second")
+    page.get_by_label("Model").select_option("mini")
+    draw(page, "a dog", steps=1)
+    tile(page, "a cat").get_by_role("button").click()
+    page.get_by_role("button", name="Edit").click()
+    expect(page.get_by_label("Model")).to_have_value("second")
+    assert [job["model"] for job in server_of_two.jobs()] == ["mini", "second"]
+    page.get_by_role("button", name="Settings", exact=True).click()
+    expect(page.locator(".drawer .plan")).to_have_count(2)
+
+
+def test_what_only_a_model_with_guidance_takes(server: Server, visit: Visit) -> None:
+    page = visit(server)
     page.evaluate("document.getElementById('options').open = true")
     expect(page.locator("#guided")).to_be_hidden()
-    page.get_by_label("Model").select_option("The second")
-    expect(page.locator("#guided")).to_be_visible()
+    status = server.get("/v1/status")
+    status["model"] |= {"guidance": 7, "samplers": ["dpmpp_2m_karras", "euler"]}
+    status["models"] = [status["model"]]
+    page.route("**/v1/status", lambda route: route.fulfill(json=status))
+    expect(page.locator("#guided")).to_be_visible(timeout=30_000)
     expect(page.locator("#guidance")).to_have_attribute("placeholder", "7")
     page.get_by_label("Sampler").select_option("euler")
     page.fill("#negative", "blurry")
@@ -95,21 +116,16 @@ def test_a_choice_of_models(server_of_two: Server, visit: Visit) -> None:
     page.fill("#prompt", "a cat")
     page.click("#draw")
     expect(page.locator("#make-error")).to_have_text("Guidance is from 1 to 30.")
+    page.fill("#guidance", "3.5")
+    page.wait_for_function("sessionStorage['hwaga.draft'].includes('3.5')")
     page.reload()
     page.locator("body.begun").wait_for()
-    expect(page.get_by_label("Model")).to_have_value("second")
-    draw(page, "a cat", guidance=3.5, steps=1)
-    request = of_prompt(server_of_two, "a cat")["request"]
-    assert (request["negative"], request["guidance"], request["sampler"]) == ("blurry", 3.5, "euler")
-    page.get_by_label("Model").select_option("mini")
-    draw(page, "a dog", steps=1)
-    tile(page, "a dog").get_by_role("button").click()
-    page.get_by_role("button", name="Edit").click()
-    expect(page.get_by_label("Model")).to_have_value("mini")
-    assert [job["model"] for job in server_of_two.jobs()] == ["mini", "second"]
-    assert "negative" not in of_prompt(server_of_two, "a dog")["request"]
-    page.get_by_role("button", name="Settings", exact=True).click()
-    expect(page.locator(".drawer .plan")).to_have_count(2)
+    with page.expect_request(lambda request: request.method == "POST" and request.url.endswith("/v1/jobs")) as sent:
+        page.click("#draw")
+    assert {"negative": "blurry", "guidance": 3.5, "sampler": "euler"}.items() <= sent.value.post_data_json.items()
+    expect(page.locator("#make-error")).to_contain_text(
+        "draws without guidance"
+    )  # as it is the bundled model after all
 
 
 def test_korean(server: Server, visit: Visit) -> None:
