@@ -80,6 +80,20 @@ def test_json_says_everything(hwaga: Command) -> None:
         assert (picture.format, picture.size) == ("WEBP", (320, 192))
 
 
+def test_guidance_is_for_models_that_have_it(hwaga: Command, tmp_path: Path) -> None:
+    ways = ("--negative", "fog", "--guidance", 3.5, "--sampler", "dpmpp_2m_karras")
+    assert "mini draws without guidance and has no negative prompt" in hwaga.refused("text2image", "a fox", *ways)
+    folder = pytest.importorskip("sdxl_reference").random_sdxl(tmp_path / "tiny")
+    hwaga("text2image", "a fox", "-m", folder, *ways, "--seed", 1, "-o", "fox.png")
+    request = read_settings("fox.png")["request"]
+    assert (request["negative"], request["guidance"], request["sampler"]) == ("fog", 3.5, "dpmpp_2m_karras")
+    hwaga("image2image", "fox.png", "a fox", "-m", folder, "--guidance", 1, "--seed", 1, "-o", "other.png")
+    request = read_settings("other.png")["request"]
+    assert ("negative" in request, request["guidance"], request["sampler"]) == (False, 1.0, "euler")
+    shown = dict(line.split(maxsplit=1) for line in hwaga("show", "fox.png").out.splitlines())
+    assert (shown["negative"], shown["guidance"], shown["sampler"]) == ("fog", "3.5", "dpmpp_2m_karras")
+
+
 def test_image2image_follows_strength(hwaga: Command) -> None:
     hwaga("text2image", "a cat on a blue background", "--seed", 1, "-o", "cat.png")
     for strength in ("0.1", "0.5", "1"):

@@ -117,7 +117,8 @@ def test_what_only_a_model_with_guidance_takes(server: Server, visit: Visit) -> 
     page.click("#draw")
     expect(page.locator("#make-error")).to_have_text("Guidance is from 1 to 30.")
     page.fill("#guidance", "3.5")
-    page.wait_for_function("sessionStorage['hwaga.draft'].includes('3.5')")
+    while "3.5" not in page.evaluate("sessionStorage['hwaga.draft']"):
+        page.wait_for_timeout(20)
     page.reload()
     page.locator("body.begun").wait_for()
     with page.expect_request(lambda request: request.method == "POST" and request.url.endswith("/v1/jobs")) as sent:
