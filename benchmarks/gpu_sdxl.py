@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_sdxl.py [--runs 3] [--caps 12 8] [--folder FOLDER] [--without-z-image] [--tiny]
 
-A checkpoint of SDXL's shape in float16 is written in diffusers' layout and opened by both, which then draw in turn: 1024×1024, 40
-steps, guidance 5, Euler, prompt to pixels. Then what each stage takes beside the weights, measured and foretold; then pictures
+A checkpoint of SDXL's shape in float16 is written in diffusers' layout and opened by both, which then draw in turn: 1024×1024,
+40 steps, guidance 5, Euler, prompt to pixels. Then what each stage takes beside the weights, measured and foretold; then pictures
 uncapped and under caps of GPU memory, whose bytes must not differ; and last Z-Image Turbo at its 8 steps beside SDXL at its 40.
 ``--tiny`` is the same with small networks, on a CPU too, to try the script. The figures go to ``results/gpu_sdxl.json``.
 """
@@ -172,17 +172,14 @@ def compare(folder: Path, device: str, dtype: str, size: tuple[int, int], steps:
     rows["times_faster"] = spread([b / a for a, b in zip(taken["hwaga"], taken["diffusers"], strict=True)])
     rows["hwaga_phases"] = {phase: spread(values)["median"] for phase, values in phases.items()}
     engine.close()
-    del pipe, engine
-    free(device)
     return rows
 
 
 @torch.inference_mode()
 def stages(folder: Path, device: str, dtype: str, sizes: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
     """What each stage takes beside what lies there, in MiB: measured, and foretold for pictures as a whole."""
-    if device != "cuda":
-        return {}
     rows: dict[str, Any] = {}
+    cuda = device == "cuda"
     with Engine.open(folder, device=device, dtype=dtype) as engine:
         model: Any = engine._opened().model
         for name, (width, height, count) in sizes.items():
@@ -191,7 +188,7 @@ def stages(folder: Path, device: str, dtype: str, sizes: dict[str, tuple[int, in
             prompts = [model.tokenize(f"{PROMPT[:200]} {name} {i}", 225) for i in range(2 * count)]
             measured = {}
             model.forget()
-            _, measured["text"], captions = timed(lambda p=prompts: model.encode_prompts(p, [None] * len(p)), True)
+            _, measured["text"], captions = timed(lambda p=prompts: model.encode_prompts(p, [None] * len(p)), cuda)
             shape = model.latent_shape(width, height)
             schedule = model.schedule(STEPS, 1.0, steps_scale=False, sampler="euler")
             courses = [
@@ -201,9 +198,9 @@ def stages(folder: Path, device: str, dtype: str, sizes: dict[str, tuple[int, in
             with model.denoising(courses) as derivative:
                 at = [schedule[0].item()] * count
                 derivative(latents, at, range(count))  # kernels are chosen
-                _, measured["denoise"], _ = timed(lambda d=derivative, x=latents, a=at: d(x, a, range(len(x))), True)
-            _, measured["decode"], pixels = timed(lambda x=latents: model.decode_latents(x[0]), True)
-            _, measured["source"], _ = timed(lambda p=pixels: model.encode_pixels(p.clamp(-1, 1), None), True)
+                _, measured["denoise"], _ = timed(lambda d=derivative, x=latents, a=at: d(x, a, range(len(x))), cuda)
+            _, measured["decode"], pixels = timed(lambda x=latents: model.decode_latents(x[0]), cuda)
+            _, measured["source"], _ = timed(lambda p=pixels: model.encode_pixels(p.clamp(-1, 1), None), cuda)
             rows[name] = {
                 phase: {
                     "measured_mib": round(nbytes / 2**20),
@@ -211,6 +208,7 @@ def stages(folder: Path, device: str, dtype: str, sizes: dict[str, tuple[int, in
                     "of_foretold": round(nbytes / foretold[phase], 3),
                 }
                 for phase, nbytes in measured.items()
+                if nbytes is not None
             }
             print(name, json.dumps(rows[name]), flush=True)
     free(device)
@@ -305,6 +303,7 @@ def main() -> None:
     figures["beside_diffusers"] = compare(
         sdxl, device, dtype, (256, 256) if tiny else (1024, 1024), steps, arguments.runs
     )
+    free(device)
     print(json.dumps(figures["beside_diffusers"]), flush=True)
     sizes = TINY_SIZES if tiny else SIZES
     figures["stages"] = stages(sdxl, device, dtype, sizes)
