@@ -95,7 +95,9 @@ def test_wrong_shapes(refusal: Callable[[Mapping[str, Tensor]], str]) -> None:
     assert "attn.to_q.lora_B.weight and attn.to_q.lora_A.weight are of different rank" in refusal(ranks)
     assert "is no matrix but [2, 8, 1]" in refusal(GOOD | {"attn.to_q.lora_A.weight": torch.ones(2, 8, 1)})
     assert "is no matrix but [8, 2, 3, 1]" in refusal(GOOD | {"attn.to_q.lora_B.weight": torch.ones(8, 2, 3, 1)})
-    assert "attn.to_q is 8 x 72 and the layer is 8 x 8" in refusal(GOOD | {"attn.to_q.lora_A.weight": torch.ones(2, 8, 3, 3)})
+    assert "attn.to_q is 8 x 72 and the layer is 8 x 8" in refusal(
+        GOOD | {"attn.to_q.lora_A.weight": torch.ones(2, 8, 3, 3)}
+    )
     assert "attn.to_q.alpha is no number but [2]" in refusal(GOOD | {"attn.to_q.alpha": torch.ones(2)})
     loha = {f"attn.to_q.hada_{name}": torch.ones(shape) for name, shape in
             {"w1_a": (8, 2), "w1_b": (2, 8), "w2_a": (8, 2), "w2_b": (2, 4)}.items()}  # fmt: skip
