@@ -1,7 +1,7 @@
 """What SDXL's networks take beside their weights, by the sizes of pictures.
 
-The factors count the tensors that are alive at a time, in ``tests/families/test_sdxl_memory_use.py`` on a CPU, and what cuDNN's
-convolutions copy besides. ``benchmarks/gpu_sdxl.py`` holds what they foretell against what a GPU measures.
+What is alive at a time was counted on a CPU, where ``tests/families/test_sdxl_memory_use.py`` holds it. What convolutions on a
+GPU copy besides is reckoned, not measured: ``benchmarks/gpu_sdxl.py`` holds the sum against what a GPU allocates.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ SLACK = 64 * MIB
 KERNELS = 2
 """A convolution on a GPU may copy its weights: so many times the largest's bytes."""
 
-UNET = 18.5
-"""The U-Net at its most, back at the latents' resolution: numbers for each latent and channel of the first level. Skipped states of that
-resolution (3), what was doubled and joined with one of them (2 + 3), its norm and activation (3 + 3), the result (1), and a
-convolution's copies of its input and result in another order (3 + 1)."""
+UNET, UNET_COPIES = 15.8, 4.0
+"""The U-Net at its most, back at the latents' resolution: numbers for each latent and channel of the first level. 15.75 alive:
+skipped states, what was doubled and joined with one of them, its norm and its activation. Besides, a convolution's copies of
+its input and result in an order that a GPU likes better."""
 
-LAYER = 18
-"""A text encoder's layer at its most: numbers for each token and channel."""
+LAYER = 10
+"""A text encoder's layer at its most: numbers for each token and channel. 9 of them, beside the results of all layers."""
 
-DECODER = 11.5
-"""The decoder at its most: numbers for each pixel and channel of its last level: a doubled picture of twice the channels, its
-convolution, and their copies."""
+DECODER, DECODER_COPIES = 6.1, 4.0
+"""The decoder at its most: numbers for each pixel and channel of its last level. 6.0 alive, where a picture of twice the
+channels was doubled in size, and a convolution's copies of it and of its result. The like decoder of Z-Image took 9.5 on an
+H100."""
 
-ENCODER = 8.5
-"""The same of the encoder."""
+ENCODER, ENCODER_COPIES = 5.1, 2.0
+"""The same of the encoder. 5.0 alive."""
 
 SCORES = 3
 """Matrices of scores that are alive where attention writes them out."""
@@ -83,7 +84,7 @@ def phases(
     for (w, h), row in together.items():
         states = row * (w // networks.scale) * (h // networks.scale)
         scores = SCORES * row * _scores(networks, w, h) * itemsize if keeps_scores else 0
-        denoise = max(denoise, round(states * UNET * channels[0] * itemsize) + scores)
+        denoise = max(denoise, round(states * (UNET + UNET_COPIES) * channels[0] * itemsize) + scores)
     # What every sampler keeps of each picture: its latents, the denoised ones of two steps, and the outputs of both prompts.
     held = captions + 4 * latents
     found = [
@@ -93,10 +94,14 @@ def phases(
     vae_channels = int(networks.vae["block_out_channels"][0])
     sources = [picture for picture in pictures if picture.source]
     if sources:
-        found.append(Phase("source", "vae", _in_tiles(sources, ENCODER * vae_channels, vae_itemsize, held)))
+        found.append(
+            Phase("source", "vae", _in_tiles(sources, (ENCODER + ENCODER_COPIES) * vae_channels, vae_itemsize, held))
+        )
     work = denoise + kernel + held + 2 * latents + writing.get("denoiser", 0) + SLACK
     found.append(Phase("denoise", "denoiser", (Work(work),)))
-    found.append(Phase("decode", "vae", _in_tiles(pictures, DECODER * vae_channels, vae_itemsize, held)))
+    found.append(
+        Phase("decode", "vae", _in_tiles(pictures, (DECODER + DECODER_COPIES) * vae_channels, vae_itemsize, held))
+    )
     return tuple(found)
 
 
