@@ -1,12 +1,14 @@
 """Which card a model's name, folder or file stands for.
 
 A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of its family's model.
-Without that too, its files of weights are taken for those of a Z-Image; what they hold is found out when they are opened.
+Without that too, its files of weights are taken for those of a Z-Image, but for what holds the U-Net of a Stable Diffusion,
+which is taken for an SDXL. What else files hold is found out when they are opened.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -30,6 +32,14 @@ CARD_OF_PIPELINE = {
     "StableDiffusionXLImg2ImgPipeline": "sdxl",
 }
 """The built-in card whose family and limits a folder has, by the class that diffusers writes into ``model_index.json``."""
+
+_OF_STABLE_DIFFUSION = re.compile(
+    rb'"(?:(?:model\.diffusion_model\.)?input_blocks|conditioner\.embedders|cond_stage_model)\.'
+)
+"""A name in the header of a file with the networks of a Stable Diffusion, of any version: the family says which it opens."""
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes; what safetensors allows."""
 
 
 def built_in_cards(models: Path) -> dict[str, ModelCard]:
@@ -75,7 +85,8 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
             return ModelCard.read(path)
         if not _holds_weights(path):
             raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
-        return _card_of_files(path.parent, path.stem, (path,), cards["z-image-turbo"])
+        like = cards["sdxl" if _holds_stable_diffusion(path) else "z-image-turbo"]
+        return _card_of_files(path.parent, path.stem, (path,), like)
     if is_folder:
         return _card_of_folder(path, cards)
     near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
@@ -98,7 +109,13 @@ def _card_of_folder(folder: Path, cards: Mapping[str, ModelCard]) -> ModelCard:
             places.setdefault(place.resolve(), place)  # two names may lead to one folder
         files = [file for place in places.values() for file in sorted(place.glob("*")) if _holds_weights(file)]
         if files and not (folder / "transformer").is_dir():  # which would be diffusers' layout without its index
-            return _card_of_files(folder, folder.resolve().name, files, cards["z-image-turbo"])
+            checkpoints = [file for file in files if _holds_stable_diffusion(file)]
+            if len(checkpoints) > 1 and len(checkpoints) == len(files):
+                raise CheckpointError(
+                    f"{folder} holds {len(files)} checkpoints. Give the file of one, such as {checkpoints[0]}."
+                ) from None
+            like = cards["sdxl" if checkpoints == files else "z-image-turbo"]
+            return _card_of_files(folder, folder.resolve().name, files, like)
         raise CheckpointError(
             f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout, and no files of weights either. "
             "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/, or one with the files of a "
@@ -132,3 +149,13 @@ def _holds_weights(path: Path) -> bool:
         return path.suffix == ".safetensors" and path.is_file()
     pickled = head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
     return path.suffix == ".safetensors" or (header_fits and head[8:] == b"{") or head[:4] == b"GGUF" or pickled
+
+
+def _holds_stable_diffusion(path: Path) -> bool:
+    """Whether a safetensors file holds the networks of a Stable Diffusion, by the names in its header."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return size <= _LONGEST_HEADER and _OF_STABLE_DIFFUSION.search(file.read(size)) is not None
+    except OSError:
+        return False

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -281,7 +281,7 @@ def _sources(
     """For each weight of the network, the tensors that it is stacked from."""
     places: dict[tuple[str, int], StoredTensor] = {}
     left_over = []
-    for tensor in stored:
+    for tensor in _pieces(stored, layout, place):
         target = layout.target(tensor.name)
         if target is None:
             continue
@@ -302,7 +302,10 @@ def _sources(
             found = places.get((name, index))
             if found is None:
                 missing.append(spellings[index])
-            elif found.shape != shape and not (found.number_format == "int4" and _grouped(found.shape, shape)):
+                continue
+            if layout.is_transposed(found.name):
+                found, shape = replace(found, transposed=True), shape[::-1]
+            if found.shape != shape and not (found.number_format == "int4" and _grouped(found.shape, shape)):
                 misshapen.append(f"{found.name} is {list(found.shape)} and should be {list(shape)}")
             else:
                 sources[name].append(found)
@@ -316,6 +319,17 @@ def _sources(
             f"{place} holds {listed(left_over)}, which the network of {described_by} has no place for."
         )
     return sources
+
+
+def _pieces(stored: Sequence[StoredTensor], layout: Layout, place: Path) -> Iterator[StoredTensor]:
+    """The tensors, those cut up that hold several of ours."""
+    for tensor in stored:
+        names = layout.pieces(tensor.name)
+        if len(names) > 1 and (not tensor.shape or tensor.shape[0] % len(names)):
+            raise CheckpointError(
+                f"{place}: {tensor.name} is {list(tensor.shape)} and should hold {len(names)} weights. Fetch it again."
+            )
+        yield from tensor.split(names) if len(names) > 1 else (tensor,)
 
 
 def _grouped(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +72,7 @@ class StoredTensor:
         offset: of its first byte in the file.
         number_format: a name of ``FORMATS``.
         scale: the tensor of one value that the values are multiplied with; or None.
+        transposed: a matrix whose rows and columns the network has the other way round.
         parts: of a weight in fewer bits, its codes and what they are multiplied with and added to. Its number format is a name
             of ``CODES`` then, and it has no offset of its own.
     """
@@ -84,6 +85,16 @@ class StoredTensor:
     number_format: str
     scale: StoredTensor | None = None
     parts: tuple[StoredTensor, ...] = ()
+    transposed: bool = False
+
+    def split(self, names: Sequence[str]) -> list[StoredTensor]:
+        """Its rows as tensors of equally many, one behind the other."""
+        count = len(names)
+        shape, size = (self.shape[0] // count, *self.shape[1:]), self.nbytes // count
+        return [
+            replace(self, name=name, shape=shape, nbytes=size, offset=self.offset + place * size)
+            for place, name in enumerate(names)
+        ]
 
 
 class HeaderEntry(NamedTuple):

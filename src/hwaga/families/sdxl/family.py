@@ -9,15 +9,18 @@ import torch
 from torch import nn
 
 from hwaga.cards import INDEX_FILE
-from hwaga.errors import CheckpointError, LoraError
+from hwaga.errors import CheckpointError
+from hwaga.families.sdxl.lora import sdxl_lora_targets
 from hwaga.families.sdxl.model import SdxlModel
 from hwaga.families.sdxl.networks import BORROWED, FOLDERS, Networks, clip_layout
 from hwaga.families.sdxl.noise import PUBLISHED, Prediction
 from hwaga.families.sdxl.published import PUBLISHED_NETWORKS
+from hwaga.families.sdxl.single_files import SingleFile
 from hwaga.families.sdxl.words import PromptTokenizer
-from hwaga.weights.checkpoint import Blueprint, read_config, weight_files, weights_digest
+from hwaga.weights.checkpoint import Blueprint, file_digest, read_config, weight_files, weights_digest
 from hwaga.weights.config import ConfigValues
 from hwaga.weights.conversion import Conversion
+from hwaga.weights.lora import LoraFile
 from hwaga.weights.quantize import PRECISIONS
 from hwaga.weights.stored import stored_tensors
 
@@ -43,7 +46,22 @@ class Sdxl:
         precision: str | None = None,
     ) -> SdxlModel:
         if files:
-            raise CheckpointError("SDXL is opened in diffusers' layout.")
+            found = _single_file(folder, files)
+            return SdxlModel(
+                PromptTokenizer(folder),
+                found.blueprint("text_encoder"),
+                found.blueprint("text_encoder_2"),
+                found.blueprint("unet"),
+                found.blueprint("vae"),
+                found.networks,
+                Prediction.of(found.scheduler, f"{found.path}"),
+                zeros=True,
+                weights_digest=file_digest([found.path]),
+                device=device,
+                dtype=dtype,
+                precision=PRECISIONS[precision] if precision else None,
+                lora_bytes=lora_bytes,
+            )
         networks = Networks.read(folder)
         index = ConfigValues(read_config(folder, INDEX_FILE), f"{folder / INDEX_FILE}")
         return SdxlModel(
@@ -87,7 +105,20 @@ class Sdxl:
         )
 
     def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
-        raise LoraError("LoRAs are not built here yet.")
+        networks = _single_file(folder, files).networks if files else Networks.read(folder)
+        with torch.device("meta"):
+            built = networks.build_unet(), networks.build_text_encoder(), networks.build_text_encoder_2()
+        LoraFile.read(lora).match(sdxl_lora_targets(*built))
+
+
+def _single_file(folder: Path, files: Sequence[Path]) -> SingleFile:
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise CheckpointError(
+            f"{folder}: an SDXL is one file or a folder in diffusers' layout, and {len(files)} files were given ({names}). "
+            "Give the one that holds all of its networks."
+        )
+    return SingleFile.read(files[0])
 
 
 def _read_clip(build: Callable[[], nn.Module], folder: Path) -> Blueprint[nn.Module]:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hwaga.errors import LoraError
 from hwaga.families.family import Course, Picture
 from hwaga.families.sdxl.autoencoder import Autoencoder, autoencoder_dtype
 from hwaga.families.sdxl.captions import Caption, Encoders, Prompt
 from hwaga.families.sdxl.denoiser import Denoiser
+from hwaga.families.sdxl.lora import adapted_network, sdxl_lora_targets
 from hwaga.families.sdxl.memory_use import phases
 from hwaga.families.sdxl.networks import Networks, clip_order, clip_unit, unet_order, unet_unit
 from hwaga.families.sdxl.noise import KARRAS, Prediction, level
@@ -25,6 +25,7 @@ from hwaga.sampling.trained_noise import keep_last
 from hwaga.sampling.walk import Derivative
 from hwaga.weights.adapters import Adapters
 from hwaga.weights.checkpoint import Blueprint
+from hwaga.weights.lora import LoraCache
 from hwaga.weights.quantize import Precision
 from hwaga.weights.reader import CHUNK, THREADS, Reader
 from hwaga.weights.recent import RecentlyUsed
@@ -102,14 +103,21 @@ class SdxlModel:
             "vae": (vae.units(vae_dtype)[""], list[Unit]()),
         }
         self.captions: RecentlyUsed[Prompt, Caption] = RecentlyUsed(CAPTION_BYTES, lambda caption: caption.nbytes)
+        self.loras = LoraCache(
+            sdxl_lora_targets(self.unet, self.text_encoder, self.text_encoder_2),
+            device=device,
+            dtype=dtype,
+            limit=lora_bytes,
+        )
+        self._reads = {*self.text_encoder.modules(), *self.text_encoder_2.modules()}
         self.size_multiple = networks.scale
 
     @property
     def kept_bytes(self) -> int:
-        return self.captions.nbytes
+        return self.loras.kept.nbytes + self.captions.nbytes
 
     def new_bytes(self, loras: Sequence[tuple[Path, float]]) -> int:
-        return 0
+        return self.loras.new_bytes(loras)
 
     def demand(self, pictures: Sequence[Picture], steps: int, kept: int) -> Demand:
         sizes = [
@@ -158,11 +166,10 @@ class SdxlModel:
 
     def forget(self) -> None:
         self.captions.clear()
+        self.loras.kept.clear()
 
     def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
-        if loras:
-            raise LoraError("LoRAs are not built here yet.")
-        return None
+        return self.loras.adapters(loras)
 
     def encode_prompts(self, prompts: Sequence[Prompt], adapters: Sequence[Adapters | None]) -> list[Caption]:
         found: dict[int, Caption] = {}
@@ -174,7 +181,7 @@ class SdxlModel:
         if unknown:
             with self.on_device("text_encoder", 1):
                 encoders = Encoders(
-                    self.text_encoder, self.text_encoder_2, self.tokenizer, _as_it_is, self.device, self.zeros
+                    self.text_encoder, self.text_encoder_2, self.tokenizer, adapted_network, self.device, self.zeros
                 )
                 # Adapters that change nothing here are no reason to read a prompt twice.
                 own_sets = [adapters[i] if self._is_read_with(adapters[i]) else None for i in unknown]
@@ -187,7 +194,7 @@ class SdxlModel:
 
     def _is_read_with(self, adapters: Adapters | None) -> bool:
         """Whether adapters change what the text encoders make of a prompt."""
-        return adapters is not None
+        return adapters is not None and not self._reads.isdisjoint(adapters.by_layer)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         scale = self.networks.scale
@@ -209,7 +216,7 @@ class SdxlModel:
     @contextmanager
     def denoising(self, courses: Sequence[Course]) -> Iterator[Derivative]:
         denoiser = Denoiser(
-            self.unet, courses, self.prediction, scale=self.networks.scale, dtype=self.dtype, adapting=_as_it_is
+            self.unet, courses, self.prediction, scale=self.networks.scale, dtype=self.dtype, adapting=adapted_network
         )
         with self.on_device("denoiser", denoiser.passes):
             yield denoiser
@@ -228,8 +235,3 @@ class SdxlModel:
 
 def _already_there(_part: str, _passes: int) -> AbstractContextManager[None]:
     return nullcontext()
-
-
-@contextmanager
-def _as_it_is(_network: Any, _sets: Sequence[Any]) -> Iterator[None]:
-    yield
