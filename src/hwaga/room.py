@@ -87,6 +87,8 @@ class Room:
             self._tenants.remove(tenant)
             self._tenants.append(tenant)
         others = self._others(tenant)
+        if not others:
+            return
         before = [other.holding() for other in others]
         after = give_way(before, 0, 0) if plan is None else self._after(before, tenant, plan)
         if after == before:
