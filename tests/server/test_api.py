@@ -327,7 +327,7 @@ def test_pages_of_other_sites(server: Running, headers: dict[str, str], status: 
 def test_keys_and_whose_a_job_is(serve: Serve) -> None:
     with serve() as running:
         early = running.submit(prompt="a cat")["id"]
-        (first, a), (_, b) = (running.store.add_key(name) for name in "ab")
+        (first, a), (_, b) = (running.store.keys.add(name) for name in "ab")
         for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Basic {a}"},
                         {"Authorization": "Bearer 한"}):  # fmt: skip
             encoded = {name: value.encode() for name, value in headers.items()}
@@ -349,11 +349,11 @@ def test_keys_and_whose_a_job_is(serve: Serve) -> None:
         assert running.client.get(f"/v1/jobs/{early}", headers=as_a).status_code == 404
         assert running.client.get("/v1/jobs", headers=as_b).json() == {"data": [], "next": None}
         assert [j["id"] for j in running.client.get("/v1/jobs", headers=as_a).json()["data"]] == [job]
-        running.store.remove_key(first.id)
+        running.store.keys.remove(first.id)
         refused(running.client.get("/v1/jobs", headers=as_a), 401)
-        running.store.remove_key(running.store.keys()[0].id)
+        running.store.keys.remove(running.store.keys.all()[0].id)
         refused(running.client.get("/v1/jobs"), 401, "Authorization: Bearer")  # the last key that goes opens nothing
-        running.store.open_to_all()
+        running.store.keys.open_to_all()
         assert running.client.get(f"/v1/jobs/{early}").status_code == 200
 
 

@@ -93,7 +93,7 @@ def serve(
         try:
             address, taken = listening.getsockname()[:2]
             loopback = is_loopback(address)
-            if not loopback and not store.keys():
+            if not loopback and not store.keys.all():
                 raise ServerError(
                     f"{host} can be reached from other machines, and there is no API key yet. Make one with "
                     "`hwaga keys add NAME`, or serve on 127.0.0.1."
@@ -126,7 +126,7 @@ def serve(
 def add(name: Annotated[str, typer.Argument(help="What it is for, to tell it from others.")]) -> None:
     """Make an API key, and print it. It cannot be shown again."""
     with _store() as store:
-        key, secret = store.add_key(name)
+        key, secret = store.keys.add(name)
     print_result(secret)
     say(f"This key, {key.id}, is kept as a digest only: note it down. From now on the server asks for a key.")
 
@@ -135,7 +135,7 @@ def add(name: Annotated[str, typer.Argument(help="What it is for, to tell it fro
 def list_keys() -> None:
     """List the API keys, without their secrets."""
     with _store() as store:
-        found, closed = store.keys(), store.asks_for_keys()
+        found, closed = store.keys.all(), store.keys.required()
     if not found:
         say("There is none. Make one with `hwaga keys add NAME`.")
         if closed:
@@ -151,8 +151,8 @@ def list_keys() -> None:
 def remove(key: Annotated[str, typer.Argument(help="The id that `hwaga keys list` shows.")]) -> None:
     """End an API key. Its jobs and pictures stay until they expire, and nobody sees them."""
     with _store() as store:
-        store.remove_key(key)
-        last = not store.keys()
+        store.keys.remove(key)
+        last = not store.keys.all()
     if last:
         say(
             "That was the last key. The server goes on asking for one: make another with `hwaga keys add NAME`, or let "
@@ -164,7 +164,7 @@ def remove(key: Annotated[str, typer.Argument(help="The id that `hwaga keys list
 def open_to_all() -> None:
     """Ask for no key any more, on this machine alone. Keys must have been removed first."""
     with _store() as store:
-        store.open_to_all()
+        store.keys.open_to_all()
     say("Everyone on this machine is let in, until the next `hwaga keys add NAME`.")
 
 

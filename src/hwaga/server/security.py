@@ -128,10 +128,10 @@ class Gate:
 
     async def _owner(self, headers: Headers) -> str:
         store = self._dispatcher.store
-        if self._access.anonymous and not await self._dispatcher.call(store.asks_for_keys):
+        if self._access.anonymous and not await self._dispatcher.call(store.keys.required):
             return ""
         scheme, _, secret = headers.get("authorization", "").partition(" ")
-        owner = await self._dispatcher.call(store.owner_of, secret.strip()) if scheme.lower() == "bearer" else None
+        owner = await self._dispatcher.call(store.keys.owner_of, secret.strip()) if scheme.lower() == "bearer" else None
         if owner is None:
             message = "Send an API key as 'Authorization: Bearer KEY'. `hwaga keys add NAME` makes one."
             raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
