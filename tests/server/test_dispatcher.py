@@ -24,7 +24,7 @@ from PIL import Image
 from hwaga.errors import StoreError, StoreFullError, UnknownJobError
 from hwaga.image_file import read_settings
 from hwaga.server import dispatcher as module
-from hwaga.server import events, process
+from hwaga.server import process
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.jobs import TERMINAL, Job
 from hwaga.server.store import SqliteStore
@@ -311,21 +311,6 @@ def test_a_store_that_fails_for_a_while(tmp_path: Path, monkeypatch: pytest.Monk
             with monkeypatch.context() as patch:
                 patch.setattr(SqliteStore, "renew", fail)
                 assert (await ended(dispatcher, job)).status == "succeeded"
-
-    run(test)
-
-
-def test_only_so_many_events_and_feeds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_KEPT_FEEDS", 2)
-    monkeypatch.setattr(events, "_KEPT_EVENTS", 4)
-
-    async def test() -> None:
-        async with dispatching(tmp_path) as dispatcher:
-            jobs = [await dispatcher.submit("text2image", {"steps": 9}) for _ in range(5)]
-            await ended(dispatcher, jobs[-1])
-            assert [event.kind for event in await all_events(dispatcher, jobs[-1])] == [*["step"] * 3, "succeeded"]
-            assert [event.kind for event in await all_events(dispatcher, jobs[0])] == ["succeeded"]
-            assert len(dispatcher._feeds._feeds) == 2
 
     run(test)
 
