@@ -58,6 +58,10 @@ def serve(
         int, typer.Option(min=1, max=64, help="Most pictures that a device draws at once, of one job or of several.")
     ] = 1,
     job_timeout: Annotated[float, typer.Option(min=1, help="Seconds that the pictures of a job may take.")] = 600,
+    load_timeout: Annotated[
+        float,
+        typer.Option(min=1, help="Seconds that a worker may get no further with loading its model, before a new one."),
+    ] = 300,
     rate_limit: Annotated[
         float | None,
         typer.Option(min=0.1, help="How often a minute each API key may ask for work (as often as it likes)."),
@@ -109,6 +113,7 @@ def serve(
                 batch=batch,
                 warm_up=warm_up,
                 job_timeout=job_timeout,
+                load_timeout=load_timeout,
                 keep_seconds=keep_days * 86400,
                 keep_bytes=room,
             )

@@ -81,6 +81,7 @@ class Dispatcher:
         batch: most pictures that a worker draws at once, of one job or of several.
         warm_up: a worker draws a first picture by itself before it is ready.
         job_timeout: seconds that an attempt may take.
+        load_timeout: seconds that a worker may say nothing for while it loads its model, before it is started anew.
         keep_seconds, keep_bytes: how long ended jobs are kept, and how much room all pictures may take.
 
     Attributes:
@@ -102,6 +103,7 @@ class Dispatcher:
         batch: int = 1,
         warm_up: bool = False,
         job_timeout: float = 600.0,
+        load_timeout: float = 300.0,
         keep_seconds: float = 7 * 86400.0,
         keep_bytes: int = 20 * 2**30,
     ) -> None:
@@ -110,7 +112,7 @@ class Dispatcher:
         self.on_end: Callable[[Job], None] = lambda _: None
         self.on_step: Callable[[], None] = lambda: None
         self._model, self._dtype, self._batch, self._job_timeout = model, dtype, batch, job_timeout
-        self._warm_up = warm_up
+        self._warm_up, self._load_timeout = warm_up, load_timeout
         self._precision, self._vram, self._ram = precision, vram, ram
         self._keep = (keep_seconds, keep_bytes)
         self._slots = [_Slot(device) for device in devices]
@@ -281,7 +283,7 @@ class Dispatcher:
                         self._warm_up,
                     )
                 )
-                match await slot.worker.messages.get():
+                match await self._loaded(slot.worker):
                     case wire.Ready():
                         slot.ready, slot.problem, delay = True, None, BACK_OFF[0]
                         await self._work(slot, slot.worker)
@@ -306,6 +308,21 @@ class Dispatcher:
                 await self._pause(delay)
                 self.restarts += 1
                 delay = min(2 * delay, longest)
+
+    async def _loaded(self, worker: WorkerProcess) -> wire.Message | None:
+        """What a worker says when it has loaded its model, or has not. A slow disk may take as long as it likes, as long as it
+        gets on. Raises WorkerError where it does not.
+        """
+        while True:
+            try:
+                message = await asyncio.wait_for(worker.messages.get(), self._load_timeout)
+            except TimeoutError:
+                raise WorkerError(
+                    f"The worker process got no further with loading the model for {self._load_timeout:g} s, and was ended. "
+                    "Look whether its disk and device answer; --load-timeout gives it longer."
+                ) from None
+            if not isinstance(message, wire.Loading):
+                return message
 
     async def _work(self, slot: _Slot, worker: WorkerProcess) -> None:
         """Draws batch after batch, until this stops or the worker is of no more use."""

@@ -100,7 +100,7 @@ class Feeds:
         feed.add(Event(next(self._ids), kind, job, position, *more))
         if step is not None and step.data:
             self._forget_previews(feed, len(step.data))
-        if feed.ended:
+        if job.status in TERMINAL:
             self._forget_feeds(job.id, feed)
         return feed
 
