@@ -71,6 +71,9 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A further name that the server is reached by. Repeatable.")
     ] = None,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write the words of each job to the log, which is without them.")
+    ] = False,
 ) -> None:
     """Serve pictures over HTTP: Hwaga's own API, and that of OpenAI for images, below http://HOST:PORT/v1."""
     settings = Settings.read()
@@ -118,7 +121,7 @@ def serve(
                 keep_bytes=room,
             )
             access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback, per_minute=rate_limit)
-            app = create_app(dispatcher, card, settings, access)
+            app = create_app(dispatcher, card, settings, access, log_prompts=log_prompts)
         except BaseException:
             store.close()
             raise
@@ -154,7 +157,7 @@ def list_keys() -> None:
 
 @keys.command()
 def remove(key: Annotated[str, typer.Argument(help="The id that `hwaga keys list` shows.")]) -> None:
-    """End an API key. Its jobs and pictures stay until they expire, and nobody sees them."""
+    """End an API key. Its jobs stay until they expire, and are seen by nobody; pictures by who knows their addresses."""
     with _store() as store:
         store.keys.remove(key)
         last = not store.keys.all()

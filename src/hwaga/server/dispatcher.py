@@ -182,7 +182,14 @@ class Dispatcher:
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(method, *args, **kwargs))
 
     async def submit(
-        self, kind: Kind, body: dict[str, Any], *, owner: str = "", source: bytes | None = None, key: str | None = None
+        self,
+        kind: Kind,
+        body: dict[str, Any],
+        *,
+        owner: str = "",
+        source: bytes | None = None,
+        key: str | None = None,
+        request_id: str | None = None,
     ) -> Job:
         """As ``JobStore.submit``; and the job is drawn as soon as it is its turn.
 
@@ -193,7 +200,7 @@ class Dispatcher:
             ServerStoppingError: this stops.
         """
         self._refuse_at_stop()
-        job = await self.call(self.store.submit, kind, body, owner=owner, source=source, key=key)
+        job = await self.call(self.store.submit, kind, body, owner=owner, source=source, key=key, request_id=request_id)
         for slot in self._slots:
             slot.wake.set()
         await self._publish_places()
@@ -212,6 +219,7 @@ class Dispatcher:
         """As ``JobStore.cancel``. The worker stops within one step."""
         found = await self.call(self.store.cancel, job)
         if found.status == "cancelled":
+            _note(found)
             self._feeds.publish(found)
             await self._publish_places()
         for slot in self._slots:
@@ -249,6 +257,7 @@ class Dispatcher:
             try:
                 if reaped := await self.call(self.store.reap):
                     for job in reaped:
+                        _note(job)
                         self._feeds.publish(job)
                         if job.status in TERMINAL:
                             self.on_end(job)
@@ -333,6 +342,7 @@ class Dispatcher:
                 suits = partial(self._joins, slot)
                 while job := await self.call(self.store.claim, slot.device or "default", suits=suits):
                     slot.held[job.id] = _Held(job)
+                    _note(job)
                     self._feeds.publish(job)
                     if self._batch == 1:
                         break
@@ -430,6 +440,7 @@ class Dispatcher:
                 _log.error("%s", error)
         slot.held.pop(held.job.id, None)
         if ended is not None:
+            _note(ended)
             self._feeds.publish(ended)
             if ended.status in TERMINAL:
                 self.on_end(ended)
@@ -453,3 +464,15 @@ class Dispatcher:
             return
         if held.cancelled or held.lost:
             worker.send(wire.Cancel(*held.key))
+
+
+def _note(job: Job) -> None:
+    """Has the log say what has become of a job: never what it is about."""
+    fields: dict[str, Any] = {"job": job.id, "attempt": job.attempt}
+    if job.request_id is not None:
+        fields["request_id"] = job.request_id
+    if job.error is not None:
+        fields["error"] = job.error[0]
+    if job.started is not None and job.finished is not None:
+        fields["seconds"] = round(job.finished - job.started, 3)
+    _log.info("Job %s is %s.", job.id, job.status, extra=fields)
