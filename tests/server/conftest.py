@@ -96,6 +96,7 @@ def running(
     batch: int = 1,
     access: Access | None = None,
     worker: tuple[str, ...] = FAKE,
+    log_prompts: bool = False,
     **options: Any,
 ) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
@@ -106,7 +107,7 @@ def running(
         dispatcher = Dispatcher(store, models=models, batch=batch)
         settings = Settings(data_dir=str(folder))
         served = cards or [find_card("mini", settings.models)]
-        app = create_app(dispatcher, served, settings, access or Access())
+        app = create_app(dispatcher, served, settings, access or Access(), log_prompts=log_prompts)
         listening = bind("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
         loops: list[asyncio.AbstractEventLoop] = []

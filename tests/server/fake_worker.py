@@ -49,8 +49,20 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     asked = messages.get()
     assert isinstance(asked, wire.Open)
-    if asked.models and "mini" not in asked.models:  # but a file that counts its starts, of which two fail
-        mark = Path(asked.models[0])
+    name = asked.models[0] if asked.models else "mini"
+    if name.startswith("{"):  # as a job: what its loading is like
+        plan = json.loads(name)
+        hangs = plan.get("way") == "hang" and not Path(plan["mark"]).exists()
+        Path(plan["mark"]).touch()
+        while not Path(plan["until"]).exists():
+            time.sleep(0.005)
+        for _ in range(plan["steps"]):
+            time.sleep(plan["delay"])
+            send(wire.Loading())
+        if hangs:
+            time.sleep(1000)
+    elif name != "mini":  # but a file that counts its starts, of which two fail
+        mark = Path(name)
         starts = int(mark.read_text()) if mark.exists() else 0
         mark.write_text(str(starts + 1))
         if starts == 0:

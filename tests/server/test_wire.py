@@ -25,6 +25,7 @@ JSON = st.recursive(
 MESSAGES = st.one_of(
     st.builds(wire.Open, st.lists(TEXT, max_size=3), *[st.none() | TEXT] * 5, st.integers(), st.booleans()),
     st.builds(wire.Ready, st.lists(TEXT, max_size=3), TEXT),
+    st.builds(wire.Loading),
     st.builds(
         wire.Draw, TEXT, st.integers(), st.dictionaries(TEXT, JSON, max_size=3), st.booleans(), st.binary(max_size=100)
     ),

@@ -22,7 +22,14 @@ from hwaga.version import __version__
 UPLOADS = ("/v1/jobs", "/v1/images/edits")
 
 
-def create_app(dispatcher: Dispatcher, cards: Sequence[ModelCard], settings: Settings, access: Access) -> FastAPI:
+def create_app(
+    dispatcher: Dispatcher,
+    cards: Sequence[ModelCard],
+    settings: Settings,
+    access: Access,
+    *,
+    log_prompts: bool = False,
+) -> FastAPI:
     """The app. It starts the dispatcher when it starts, and stops it, at once, when it stops.
 
     Args:
@@ -30,6 +37,7 @@ def create_app(dispatcher: Dispatcher, cards: Sequence[ModelCard], settings: Set
         cards: the models that its workers open; the first is the default.
         settings: whose packs and LoRAs count.
         access: who is let in.
+        log_prompts: whether the log has the words of each job.
 
     Raises:
         CheckpointError: a model's tokenizer is not there, or damaged.
@@ -49,7 +57,7 @@ def create_app(dispatcher: Dispatcher, cards: Sequence[ModelCard], settings: Set
     app = FastAPI(title="Hwaga", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     library = Library.load(settings.packs)
     models = {card.name: Served.of(card, library, settings) for card in cards}
-    app.state.front = Front(dispatcher, models, own_folders(settings, *cards))
+    app.state.front = Front(dispatcher, models, own_folders(settings, *cards), log_prompts)
     app.state.metrics = health.Metrics()
     dispatcher.on_end = app.state.metrics.observe
     dispatcher.on_step = app.state.metrics.steps.inc

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from hwaga.request import MAX_GUIDANCE, MAX_SEED, SAMPLERS, ImageRequest
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.folders import without_folders
 from hwaga.server.jobs import Job, Kind
+from hwaga.server.json_log import request_id
 from hwaga.server.served import Served
 from hwaga.server.strange_pictures import MAX_PICTURE, check_picture
 
@@ -49,6 +51,8 @@ _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _TOLD = 5  # unknown fields that a refusal may name
 
 Name = Annotated[str, Field(max_length=200)]
+
+_log = logging.getLogger(__name__)
 
 
 class Words(BaseModel):
@@ -125,6 +129,7 @@ class Front:
     Attributes:
         models: by their names; the first is the default.
         folders: which no client is told of.
+        log_prompts: the log has the words of each job.
         waiting: how many clients wait for each job.
         decoders: threads that wait for processes that decode pictures: so many at a time.
     """
@@ -132,6 +137,7 @@ class Front:
     dispatcher: Dispatcher
     models: Mapping[str, Served]
     folders: Sequence[str] = ()
+    log_prompts: bool = False
     waiting: Counter[str] = field(default_factory=Counter)
     decoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DECODERS, "decoders"))
 
@@ -170,7 +176,11 @@ class Front:
             fields |= {name: getattr(request, name) for name in ("strength", "fit", "steps_scale")}
         body = {"model": model.card.name, "request": fields, "number": number, "previews": previews}
         kind: Kind = "text2image" if source is None else "image2image"
-        return await self.dispatcher.submit(kind, body, owner=owner, source=source, key=key), tokens
+        asked = request_id.get()
+        job = await self.dispatcher.submit(kind, body, owner=owner, source=source, key=key, request_id=asked)
+        said = {"job": job.id} | ({"prompt": request.prompt} if self.log_prompts else {})
+        _log.info("Job %s is %s.", job.id, "accepted" if job.request_id == asked else "asked for again", extra=said)
+        return job, tokens
 
     async def job(self, job: str, owner: str) -> Job:
         """A job of that owner's. Those of others are not there: UnknownJobError."""
@@ -180,11 +190,12 @@ class Front:
                 return found
         raise UnknownJobError("There is no job of that id. It may have been removed by its age.")
 
-    async def picture(self, image: str, owner: str) -> bytes:
-        """The PNG of a finished picture of that owner's, or UnknownJobError."""
+    async def picture(self, image: str, owner: str | None = None) -> bytes:
+        """The PNG of a finished picture, of that owner's where one is named, or UnknownJobError."""
         with contextlib.suppress(UnknownJobError):
             job, data = await self.dispatcher.call(self.dispatcher.store.picture, image)
-            await self.job(job, owner)
+            if owner is not None:
+                await self.job(job, owner)
             return data
         raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
     from hwaga.engine import Engine
     from hwaga.engines import Engines
+
+TELL = 1.0
+"""Least seconds between two messages of how far loading is."""
 
 IDLE = 10.0
 """Seconds after which a worker that has nothing to do tells of its memory again."""
@@ -86,6 +90,7 @@ class Worker:
         self._messages: queue.SimpleQueue[wire.Open | wire.Draw] = queue.SimpleQueue()
         self._cancelled: set[tuple[str, int]] = set()
         self._peak = 0
+        self._tell_at = 0.0
         self._folders: Sequence[str] = ()
         self._told: dict[str, Any] = {}
 
@@ -104,9 +109,11 @@ class Worker:
                 precision=asked.precision,
                 vram=asked.vram,
                 ram=asked.ram,
+                progress=self._tell_of_loading,
             )
             if asked.warm_up:  # the first picture chooses and loads kernels, which its asker would wait for
-                engines.default.generate(ImageRequest("a warm-up", steps=1, seed=0))
+                for _ in engines.default.stream(ImageRequest("a warm-up", steps=1, seed=0)):
+                    self._tell_of_loading()
         except HwagaError as error:
             self._send(wire.Failed(type(error).__name__, str(error)))
             return
@@ -119,6 +126,12 @@ class Worker:
                 for model, draws in groupby(self._batch(engines.default), lambda draw: draw.body.get("model")):
                     self._draw_with(engines, model, list(draws), asked.batch)
                 self._report_plans(engines)
+
+    def _tell_of_loading(self, *_: object) -> None:
+        now = time.monotonic()
+        if now >= self._tell_at:
+            self._tell_at = now + TELL
+            self._send(wire.Loading())
 
     def _listen(self, stream: BinaryIO) -> None:
         try:
