@@ -153,10 +153,10 @@ class Placement:
         """Sends away what a plan has no room for, other models' weights included. What is missing comes when it is used."""
         if self._closed:
             return
+        self.room.clear(self._tenant, made)
         if made is not self.plan:
             self.plan = made
             self.residency.shrink(made)
-        self.room.clear(self._tenant, made)
 
     def would_fit(self, work: Work) -> bool:
         """Whether there is a plan for some pictures."""

@@ -165,10 +165,11 @@ def _totals(found: Forecast) -> list[str]:
         )
     for other in plan.neighbours:
         place = "memory" if budget.device == "cpu" else "the GPU"
-        leaves = f"{_gib(other.leaves_bytes)} of {other.model} leave {place} to make room"
-        stays = f"{_gib(other.stays_bytes)} of {'it' if other.leaves_bytes else other.model} stay beside this"
+        said = [f"{_gib(other.leaves_bytes)} of {other.model} leave {place} to make room"] if other.leaves_bytes else []
+        if other.stays_bytes:
+            said.append(f"{_gib(other.stays_bytes)} of {'it' if said else other.model} stay beside this")
         copies = f"; {_gib(other.pinned_bytes)} of it wait in locked RAM" if other.pinned_bytes else ""
-        lines.append(", and ".join([*([leaves] if other.leaves_bytes else []), stays]) + copies)
+        lines.append((", and ".join(said) or f"{other.model} is away") + copies)
     if not found.present:
         lines.append(f"The files of {found.card.name} are not on this machine: these are its published sizes.")
     return lines
