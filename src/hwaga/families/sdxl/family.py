@@ -98,7 +98,14 @@ class Sdxl:
             lora_bytes=0,
         )
 
-    def conversion(self, folder: Path, *, files: Sequence[Path] = (), precision: str | None, layout: str) -> Conversion:
+    def conversion(
+        self,
+        folder: Path,
+        *,
+        files: Sequence[Path] = (),  # noqa: ARG002
+        precision: str | None,  # noqa: ARG002
+        layout: str,  # noqa: ARG002
+    ) -> Conversion:
         raise CheckpointError(
             f"{folder} is an SDXL, which is not converted. It is opened as it is, and --precision keeps its weights in fewer "
             "bits while it is drawn with."
