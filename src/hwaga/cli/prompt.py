@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hwaga.cards import STYLE_SIGN
 from hwaga.cli.console import print_json, print_result, say
 from hwaga.errors import PromptError
 from hwaga.model_lookup import find_card
@@ -84,16 +85,17 @@ def prompt(
 
 
 def styles(model: Model = None, as_json: Json = False) -> None:
-    """List the styles, and which of them the model has a LoRA for."""
+    """List the styles, and which of them the model has a LoRA or a checkpoint for."""
     settings = Settings.read()
     card = find_card(model or settings.model, settings.models)
     packs = Library.load(settings.packs).styles
     rows = []
     for name in dict.fromkeys([*packs, *card.styles]):
-        lora = card.styles[name].lora if name in card.styles else None
+        own = card.styles.get(name)
+        weights = {"lora": own.lora if own else None, "checkpoint": own.checkpoint if own else None}
         titles = packs[name].titles if name in packs else card.styles[name].title
         aliases = packs[name].aliases if name in packs else Words()
-        rows.append(_row(name, dict(titles), aliases) | {"lora": lora})
+        rows.append(_row(name, dict(titles), aliases) | weights)
     _print(rows, as_json)
 
 
@@ -128,7 +130,15 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     for row in rows:
-        lora = f"LoRA {Path(row['lora']).stem}" if row.get("lora") else ""
-        cells = [row["name"], row["title"].get("ko", ""), row["title"].get("en", ""), ", ".join(row["aliases"]), lora]
+        weights = f"LoRA {Path(row['lora']).stem}" if row.get("lora") else ""
+        if row.get("checkpoint"):
+            weights = f"a model of its own, …{STYLE_SIGN}{row['name']}"
+        cells = [
+            row["name"],
+            row["title"].get("ko", ""),
+            row["title"].get("en", ""),
+            ", ".join(row["aliases"]),
+            weights,
+        ]
         table.add_row(*(Text(cell) for cell in cells))
     Console(highlight=False).print(table)
