@@ -80,6 +80,24 @@ def test_pictures_do_not_depend_on_where_weights_lie(
     assert plan.part("denoiser").moved_bytes == blocks * 3 * 2
 
 
+def test_a_prompt_is_read_alike_beside_others(engine: Engine) -> None:
+    """To the bit, since it is kept: a picture would differ by what was asked for before it otherwise."""
+    model = model_of(engine)
+    texts = ["a red apple", "a (blue:1.3) bird", "fog, " * 60, ""]
+    prompts = [model.tokenize(text, 300) for text in texts]
+    with torch.inference_mode():
+        model.forget()
+        together = model.encode_prompts(prompts, [None] * 4)
+        for prompt, beside in zip(prompts, together, strict=True):
+            model.forget()
+            (alone,) = model.encode_prompts([prompt], [None])
+            assert torch.equal(alone.embeddings, beside.embeddings)
+            assert torch.equal(alone.pooled, beside.pooled)
+            assert torch.equal(alone.filler, beside.filler)
+    assert len(together[2].embeddings) > 77
+    assert not together[3].embeddings.any()
+
+
 def test_blocks_are_listed_in_the_order_that_they_run_in(engine: Engine) -> None:
     model, ran = model_of(engine), list[Any]()
     for name in ("text_encoder", "denoiser"):

@@ -179,13 +179,14 @@ class SdxlModel:
                 found[i] = known
         unknown = [i for i in range(len(prompts)) if i not in found]
         if unknown:
-            with self.on_device("text_encoder", 1):
-                encoders = Encoders(
-                    self.text_encoder, self.text_encoder_2, self.tokenizer, adapted_network, self.device, self.zeros
-                )
-                # Adapters that change nothing here are no reason to read a prompt twice.
-                own_sets = [adapters[i] if self._is_read_with(adapters[i]) else None for i in unknown]
-                read = encoders.read([prompts[i].text for i in unknown], own_sets)
+            encoders = Encoders(
+                self.text_encoder, self.text_encoder_2, self.tokenizer, adapted_network, self.device, self.zeros
+            )
+            # Adapters that change nothing here are no reason to read a prompt twice.
+            used = [adapters[i] if self._is_read_with(adapters[i]) else None for i in unknown]
+            reading = encoders.plan([prompts[i].text for i in unknown], used)
+            with self.on_device("text_encoder", reading.passes):
+                read = encoders.read(reading)
             for i, caption in zip(unknown, read, strict=True):
                 if not self._is_read_with(adapters[i]):
                     self.captions.put(prompts[i], caption)
