@@ -259,11 +259,16 @@ def test_broken_checkpoints(folder: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_names_of_the_published_files(folder: Path, engine: Engine, tmp_path: Path) -> None:
-    """transformers 4 wrote another prefix, and a table of positions that is no weight."""
+    """transformers 4 wrote another prefix, a table of positions that is no weight, and other words in configurations."""
     older = shutil.copytree(folder, tmp_path / "older")
     path = older / "text_encoder/model.safetensors"
     tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(path).items()}
-    save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(77)[None].float()}, path)
+    save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(77)[None]}, path)
+    for name in ("text_encoder", "text_encoder_2"):
+        edited(
+            older / name / "config.json", _name_or_path="somewhere/else", torch_dtype="float16", dropout=0.0, dtype=None,
+            transformers_version="4.32.0.dev0", initializer_factor=1.0, bos_token_id=0, pad_token_id=1,
+        )  # fmt: skip
     with Engine.open(older, device="cpu") as opened:
         assert pictures(opened, REQUESTS[:1]) == pictures(engine, REQUESTS[:1])
 

@@ -173,7 +173,7 @@ class Blueprint(Generic[Network]):
         Raises:
             CheckpointError: weights missing, left over or of a wrong shape, each by name.
         """
-        return cls.match(build, stored_tensors(weight_files(folder)), layout, folder, "config.json")
+        return cls.match(build, stored_tensors(weight_files(folder), layout), layout, folder, "config.json")
 
     @classmethod
     def match(

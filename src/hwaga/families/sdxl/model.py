@@ -91,7 +91,7 @@ class SdxlModel:
         )
         layers = both.units(dtype, clip_unit)
         blocks = unet.units(dtype, unet_unit)
-        vae_dtype = autoencoder_dtype(dtype, overflows=networks.overflows)
+        vae_dtype = autoencoder_dtype(dtype, device, overflows=networks.overflows)
         self.text_encoder: Any = text_encoder.network.eval()
         self.text_encoder_2: Any = text_encoder_2.network.eval()
         self.unet: Any = unet.network.eval()
