@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +36,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from hwaga import ImageRequest, Settings
 from hwaga.engine import Engine, check_lora
-from hwaga.errors import CheckpointError, HwagaError
+from hwaga.errors import CheckpointError, HwagaError, ModelError
 from hwaga.families.sdxl.networks import FOLDERS
 from hwaga.families.sdxl.published import PUBLISHED_NETWORKS
 from hwaga.families.sdxl.single_files import SingleFile
@@ -240,6 +241,18 @@ def test_loras_are_matched_and_drawn_with(folder: Path, tmp_path: Path) -> None:
     apart = [[(one - other).abs().max().item() for other in pixels] for one in pixels]
     assert apart[3][0] <= 1 >= apart[5][2], "in a batch as alone"
     assert min(apart[0][1], apart[0][2], apart[1][2], apart[4][0], apart[4][1], apart[4][2]) > 5, "each of them is seen"
+
+
+def test_told_without_the_packages(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file is can be said where diffusers and transformers are absent; its networks cannot be built."""
+    monkeypatch.setitem(sys.modules, "diffusers.models.unets.unet_2d_condition", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    found = SingleFile.read(file)
+    assert found.networks.unet["block_out_channels"] == [64, 64, 128]
+    for name in ("unet", "text_encoder"):
+        with pytest.raises(ModelError, match=r"pip install 'hwaga\[sdxl\]'"):
+            found.blueprint(name)
+    assert "is Stable Diffusion 2" in refusal(write_header(tmp_path / "a", OTHERS["SD 2"][0]))
 
 
 # The published sizes, by names and shapes alone
