@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
 from hwaga.families.z_image.tiles import tiled
-from hwaga.kernels.reference import attend, group_norm_silu, upsample_conv
+from hwaga.kernels.attention import attend
+from hwaga.kernels.reference import group_norm_silu, upsample_conv
 from hwaga.weights.config import ConfigValues
 
 NORM_EPS = 1e-6
