@@ -15,8 +15,6 @@ from hypothesis import settings
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-# Kernels for GPUs run on the CPU. Triton looks at this when it is imported, which torch may do early.
-os.environ["TRITON_INTERPRET"] = "1"
 
 # The settings and terminal of whoever runs the tests are no part of them. HWAGA_REQUIRE_BROWSER is no setting: see tests/ui.
 for name in [name for name in os.environ if name.startswith("HWAGA_") and name != "HWAGA_REQUIRE_BROWSER"]:

@@ -7,14 +7,13 @@ when the first such picture comes. Everywhere else they are those of ``reference
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hwaga.kernels import reference
+from hwaga.kernels.attention import attend
+from hwaga.kernels.operations import why_not_fused
 
 CHANNELS_MULTIPLE = 8
 """Tensor cores take channels in multiples of this."""
@@ -22,14 +21,9 @@ CHANNELS_MULTIPLE = 8
 
 def fused(x: Tensor) -> bool:
     """Whether operations on a tensor are done in channels-last order by kernels of ours."""
-    return _has_kernels(x.device) and x.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled()
-
-
-@cache
-def _has_kernels(device: torch.device) -> bool:
-    if device.type != "cuda" or find_spec("triton") is None:
+    if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16) or torch.is_grad_enabled():
         return False
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    return why_not_fused(x.device) is None
 
 
 def group_norm_silu(
@@ -74,9 +68,9 @@ def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def attend_wide(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """See ``reference``."""
+    """Softmax attention of ``[batch, tokens, channels]`` with one head."""
     if not fused(q):
-        return reference.attend_wide(q, k, v)
+        return attend(q[:, None], k[:, None], v[:, None])[:, 0]
     from hwaga.kernels import wide_attention
 
     return wide_attention.attend_wide(q, k, v)

@@ -50,7 +50,7 @@ def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 
 def attend_wide(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """``reference.attend_wide``."""
+    """Softmax attention of ``[batch, tokens, channels]``."""
     scale = q.shape[-1] ** -0.5
     rows = max(SCORES // (4 * k.shape[1]) // QUERIES, 1) * QUERIES
     out = torch.empty_like(q)
