@@ -1095,8 +1095,9 @@ def test_the_built_in_card_of_sdxl(server: HubServer, card: ModelCard, tmp_path:
         "tokenizer_2/vocab.json", "unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors",
     )}  # fmt: skip
     others = ("sd_xl_base_1.0.safetensors", "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
-              "text_encoder/openvino_model.xml", "unet/model.onnx", "vae/config.json", "vae/diffusion_pytorch_model.safetensors",
-              "vae/diffusion_pytorch_model.fp16.safetensors", "vae_1_0/config.json", "README.md")  # fmt: skip
+              "text_encoder/openvino_model.xml", "unet/model.onnx", "vae/config.json",
+              "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
+              "vae_1_0/config.json", "README.md")  # fmt: skip
     server.push("stabilityai/stable-diffusion-xl-base-1.0", wanted | dict.fromkeys(others, b"-"))
     tuned = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"tuned"}
     server.push("madebyollin/sdxl-vae-fp16-fix", tuned | {"sdxl_vae.safetensors": b"-", "README.md": b"-"})

@@ -13,11 +13,11 @@ from rich.text import Text
 from hwaga.cards import STYLE_SIGN
 from hwaga.cli.console import print_json, print_result, say
 from hwaga.errors import PromptError
-from hwaga.model_lookup import find_card
+from hwaga.model_lookup import built_in_cards, find_card
 from hwaga.prompt import Composition, Library, Slots, compose
 from hwaga.prompt.keywords import Words
 from hwaga.settings import Settings
-from hwaga.tokens import token_counter
+from hwaga.tokens import is_countable, token_counter
 
 Model = Annotated[
     str | None,
@@ -51,7 +51,9 @@ def prompt(
     settings = Settings.read()
     card = find_card(model or settings.model, settings.models)
     family = family or card.family
-    countable = card.present and family == card.family
+    # Worded for another family, the prompt is counted as that family's own model would.
+    reader = card if family == card.family else built_in_cards(settings.models).get(family)
+    countable = reader is not None and is_countable(reader)
     composition = compose(
         _slots(text, slot) if slot else text,
         family=family,
@@ -62,8 +64,8 @@ def prompt(
         avoid=avoid or (),
         use=use,
         style_fallback=style_fallback,
-        count_tokens=token_counter(card) if countable else None,
-        token_limit=card.limits.tokens if countable else None,
+        count_tokens=token_counter(reader) if reader and countable else None,
+        token_limit=reader.limits.tokens if reader and countable else None,
     )
     if as_json:
         print_json(_describe(composition))
@@ -77,8 +79,8 @@ def prompt(
         say(f"LoRA: {lora.name} at {lora.weight:g}")
     if composition.aspect is not None:
         say(f"Aspect: {composition.aspect}")
-    if composition.tokens is not None:
-        say(f"Tokens: {composition.tokens} of {card.limits.tokens}")
+    if reader is not None and composition.tokens is not None:
+        say(f"Tokens: {composition.tokens} of {reader.limits.tokens}")
     else:
         fetch = f" `hwaga download {card.name}` fetches it." if card.download and family == card.family else ""
         say(f"Tokens are not counted: the tokenizer for {family} of {card.name} is not on this machine.{fetch}")

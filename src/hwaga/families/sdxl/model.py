@@ -19,7 +19,7 @@ from hwaga.families.sdxl.memory_use import phases
 from hwaga.families.sdxl.networks import Networks, clip_order, clip_unit, unet_order, unet_unit
 from hwaga.families.sdxl.noise import KARRAS, Prediction, level
 from hwaga.families.sdxl.words import PromptTokenizer
-from hwaga.kernels.reference import keeps_scores
+from hwaga.kernels.attention import keeps_scores
 from hwaga.memory.plan import Demand, PartSize
 from hwaga.sampling.trained_noise import keep_last
 from hwaga.sampling.walk import Derivative
