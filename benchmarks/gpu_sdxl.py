@@ -3,7 +3,8 @@
     python benchmarks/gpu_sdxl.py [--runs 3] [--caps 12 8] [--folder FOLDER] [--without-z-image] [--tiny]
 
 A checkpoint of SDXL's shape in float16 is written in diffusers' layout and opened by both, which then draw in turn: 1024×1024,
-40 steps, guidance 5, Euler, prompt to pixels. Then what each stage takes beside the weights, measured and foretold; then pictures
+40 steps, guidance 5, Euler, prompt to pixels. Then what each stage takes beside the weights, measured and foretold; then
+pictures
 uncapped and under caps of GPU memory, whose bytes must not differ; and last Z-Image Turbo at its 8 steps beside SDXL at its 40.
 ``--tiny`` is the same with small networks, on a CPU too, to try the script. The figures go to ``results/gpu_sdxl.json``.
 """

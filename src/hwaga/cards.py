@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
-from hwaga.errors import CardError, CheckpointError, RequestError, SizeError
+from hwaga.errors import CardError, CheckpointError, RequestError, SizeError, StyleError
 from hwaga.hub_sources import Download, LoraSource, read_download, read_lora_source
 from hwaga.request import MAX_GUIDANCE, SAMPLERS, ImageRequest
 from hwaga.toml_table import Table
@@ -25,8 +25,11 @@ ASSETS = Path(str(files("hwaga") / "assets"))
 CARD_FILE = "card.toml"
 INDEX_FILE = "model_index.json"
 
+STYLE_SIGN = ":"
+"""Between a model's name and a style of it that is a checkpoint of its own."""
+
 STYLES = "styles"
-"""What the styles' LoRAs are called among the parts that can be fetched."""
+"""What the styles' LoRAs and checkpoints are called among the parts that can be fetched."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,11 @@ class Style:
     Attributes:
         title: its name for people, by language.
         lora: file of the LoRA below the card's folder, or None for the base model's own look.
+        checkpoint: file or folder below the card's folder with a whole model of this look, or None.
         weight: of the LoRA; 1 is as trained.
         wording: what is written into the prompt in place of the pack's words for this style; None for the pack's.
         steps: steps that suit its LoRA; None for the model's own default.
-        source: where its LoRA is fetched from, if it is.
+        source: where its LoRA or checkpoint is fetched from, if it is.
     """
 
     title: Mapping[str, str]
@@ -59,6 +63,12 @@ class Style:
     wording: str | None = None
     steps: int | None = None
     source: LoraSource | None = None
+    checkpoint: str | None = None
+
+    @property
+    def file(self) -> str | None:
+        """What it takes in weights, below the card's folder."""
+        return self.lora or self.checkpoint
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,32 @@ class ModelCard:
                 + (f"`hwaga download {self.name}` fetches {self.source}; " if self.download else "")
                 + "a folder that holds it can be given as the model too."
             )
+
+    def of_style(self, name: str) -> ModelCard:
+        """The model that draws a style with a checkpoint of its own.
+
+        Raises:
+            StyleError: no such style, or one that this model draws itself.
+        """
+        own = {each: style for each, style in self.styles.items() if style.checkpoint is not None}
+        if name not in own:
+            there_are = f"Those that are: {', '.join(own)}." if own else "None is."
+            raise StyleError(f"{self.name} has no style {name!r} that is a checkpoint of its own. {there_are}")
+        style = own[name]
+        place = self.folder / cast(str, style.checkpoint)
+        folder = place.is_dir() or not place.suffix
+        return replace(
+            self,
+            name=f"{self.name}{STYLE_SIGN}{name}",
+            title=f"{self.title}: {style.title.get('en', name)}",
+            license=style.source.license if style.source else "",
+            source=style.source.repo if style.source else "",
+            folder=place if folder else place.parent,
+            files=() if folder else (place,),
+            steps=style.steps or self.steps,
+            styles=MappingProxyType({name: replace(style, checkpoint=None, source=None)}),
+            download=None,
+        )
 
     def size_of(self, aspect: str) -> tuple[int, int]:
         """Width and height of a shape by name.
@@ -326,9 +362,11 @@ def _style(table: Table) -> Style:
     titles = table.table("title")
     source = read_lora_source(table.table("source")) if "source" in table.values else None
     place = f"loras/{Path(source.file).name}" if source else ""
+    checkpoint = table.get("checkpoint", str, "")
     style = Style(
         title=MappingProxyType({language: titles.get(language, str) for language in titles.values}),
-        lora=table.get("lora", str, place) or None,
+        lora=table.get("lora", str, "" if checkpoint else place) or None,
+        checkpoint=checkpoint or None,
         weight=float(table.get("weight", (int, float), 1.0)),
         wording=table.get("wording", str) if "wording" in table.values else None,
         steps=table.count("steps") if "steps" in table.values else None,
@@ -336,8 +374,11 @@ def _style(table: Table) -> Style:
     )
     if not -10 <= style.weight <= 10:
         raise CardError(f"{table.where}weight must be from -10 to 10, not {style.weight:g}.")
-    if style.lora is not None and (Path(style.lora).is_absolute() or ".." in Path(style.lora).parts):
-        raise CardError(f"{table.where}lora must lie below the card's folder, not at {style.lora!r}.")
+    if style.lora is not None and style.checkpoint is not None:
+        raise CardError(f"{table.where}checkpoint and lora exclude each other: a style is one or the other.")
+    for key, file in (("lora", style.lora), ("checkpoint", style.checkpoint)):
+        if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts):
+            raise CardError(f"{table.where}{key} must lie below the card's folder, not at {file!r}.")
     table.close()
     return style
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,7 +90,8 @@ class Engine:
         Args:
             model: a model's name, a checkpoint folder, a card file or a card; the settings' model when left out.
             device: "cuda", "cuda:1", "mps", "cpu"; the settings' device, or the fastest present.
-            dtype: "bfloat16" or "float32"; the settings' dtype, or bfloat16 on a GPU and float32 on the CPU.
+            dtype: "bfloat16", "float32", and for some families "float16"; the settings' dtype, or float32 on the CPU and what
+                the family prefers on a GPU.
             precision: "int8", "fp8" or "int4" to keep the large weights in fewer bits, "full" for the dtype; the settings'.
                 "auto" is the dtype where that fits in any way, and else the best that does.
             vram, ram: most that this process may take of the GPU and of the host, as bytes or as "8 GiB"; the settings', or
@@ -192,8 +193,10 @@ class Engine:
             RequestError: the model does not take the request, or it fits no memory, before any work is done.
             DeviceMemoryError: the device ran out of memory. The engine can be used on.
         """
-        for event in self.stream_many([request]):
-            yield event if isinstance(event, Step) else event[0]
+        # Closed by name: a generator that is only dropped may live on as long as a traceback that saw it.
+        with closing(cast("Generator[Step | list[Result]]", self.stream_many([request]))) as events:
+            for event in events:
+                yield event if isinstance(event, Step) else event[0]
 
     def stream_many(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:
         """As ``stream``, for a packed batch: a step is one of each picture that is not done; the list of results comes last."""

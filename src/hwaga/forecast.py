@@ -242,8 +242,8 @@ def find_dtype(name: str | None, offered: Sequence[str], device: str) -> torch.d
         DeviceError: the model does not run in it.
     """
     if name is None:
-        name = "float32" if device == "cpu" else "bfloat16"
-    name = {"fp32": "float32", "bf16": "bfloat16"}.get(name, name)
+        name = "float32" if device == "cpu" else offered[0]
+    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(name, name)
     if name not in offered:
         raise DeviceError(f"The number format must be one of {', '.join(offered)}, not {name!r}.")
     return cast(torch.dtype, getattr(torch, name))

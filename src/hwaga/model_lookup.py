@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hwaga.cards import ASSETS, CARD_FILE, INDEX_FILE, ModelCard
+from hwaga.cards import ASSETS, CARD_FILE, INDEX_FILE, STYLE_SIGN, ModelCard
 from hwaga.errors import CheckpointError, UnknownModelError
 
 WEIGHT_FOLDERS = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae")
@@ -62,11 +63,13 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
     """The card for a model's name, a checkpoint folder or a card file.
 
     Args:
-        model: "mini", "z-image-turbo", a folder, a path to a ``.toml`` file, or to one file with all of a model's weights.
+        model: "mini", "z-image-turbo", a folder, a path to a ``.toml`` file, or to one file with all of a model's weights; or
+            any of these, a colon and a style of it that is a checkpoint of its own.
         models: the folder that fetched models lie in.
 
     Raises:
         UnknownModelError: nothing of that name; near names are listed.
+        StyleError: the model has no such style.
         CardError: a card that is not valid.
         CheckpointError: a folder that holds no model.
     """
@@ -89,6 +92,10 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
         return _card_of_files(path.parent, path.stem, (path,), like)
     if is_folder:
         return _card_of_folder(path, cards)
+    base, sign, style = str(model).rpartition(STYLE_SIGN)
+    if sign and style:
+        with suppress(UnknownModelError):  # a colon may be part of a name that is not there
+            return find_card(base, models).of_style(style)
     near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UnknownModelError(

@@ -329,7 +329,7 @@ class Step:
     Attributes:
         index: forwards done so far, from 1.
         total: forwards that this generation takes.
-        sigma: noise level now, from nearly 1 down to 0; of the first picture of a batch.
+        sigma: noise level now, down to 0, from nearly 1 (Z-Image) or about 15 (SDXL); of the first picture of a batch.
         totals: forwards that each picture of a batch takes. One that takes fewer is done sooner, and waits for the others.
     """
 

@@ -80,6 +80,24 @@ def test_pictures_do_not_depend_on_where_weights_lie(
     assert plan.part("denoiser").moved_bytes == blocks * 3 * 2
 
 
+def test_a_prompt_is_read_alike_beside_others(engine: Engine) -> None:
+    """To the bit, since it is kept: a picture would differ by what was asked for before it otherwise."""
+    model = model_of(engine)
+    texts = ["a red apple", "a (blue:1.3) bird", "fog, " * 60, ""]
+    prompts = [model.tokenize(text, 300) for text in texts]
+    with torch.inference_mode():
+        model.forget()
+        together = model.encode_prompts(prompts, [None] * 4)
+        for prompt, beside in zip(prompts, together, strict=True):
+            model.forget()
+            (alone,) = model.encode_prompts([prompt], [None])
+            assert torch.equal(alone.embeddings, beside.embeddings)
+            assert torch.equal(alone.pooled, beside.pooled)
+            assert torch.equal(alone.filler, beside.filler)
+    assert len(together[2].embeddings) > 77
+    assert not together[3].embeddings.any()
+
+
 def test_blocks_are_listed_in_the_order_that_they_run_in(engine: Engine) -> None:
     model, ran = model_of(engine), list[Any]()
     for name in ("text_encoder", "denoiser"):
@@ -259,11 +277,16 @@ def test_broken_checkpoints(folder: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_names_of_the_published_files(folder: Path, engine: Engine, tmp_path: Path) -> None:
-    """transformers 4 wrote another prefix, and a table of positions that is no weight."""
+    """transformers 4 wrote another prefix, a table of positions that is no weight, and other words in configurations."""
     older = shutil.copytree(folder, tmp_path / "older")
     path = older / "text_encoder/model.safetensors"
     tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in load_file(path).items()}
-    save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(77)[None].float()}, path)
+    save_file({**tensors, "text_model.embeddings.position_ids": torch.arange(77)[None]}, path)
+    for name in ("text_encoder", "text_encoder_2"):
+        edited(
+            older / name / "config.json", _name_or_path="somewhere/else", torch_dtype="float16", dropout=0.0, dtype=None,
+            transformers_version="4.32.0.dev0", initializer_factor=1.0, bos_token_id=0, pad_token_id=1,
+        )  # fmt: skip
     with Engine.open(older, device="cpu") as opened:
         assert pictures(opened, REQUESTS[:1]) == pictures(engine, REQUESTS[:1])
 

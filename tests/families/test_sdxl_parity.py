@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionXLPipeline
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 from sdxl_reference import SCHEDULER, random_sdxl, sdxl_image_to_image, sdxl_pipeline
-from torch import Tensor
+from torch import Tensor, nn
 
-from hwaga import Engine, ImageRequest
+from hwaga import Engine, ImageRequest, Settings
 from hwaga.families.sdxl.model import SdxlModel
 from hwaga.families.sdxl.noise import Prediction
 
@@ -41,7 +43,9 @@ class Pair:
 
 
 def opened(folder: Path) -> Pair:
-    return Pair(folder, Engine.open(folder, device="cpu", dtype="float32"), sdxl_pipeline(folder))
+    settings = Settings(data_dir=str(folder.parent))
+    settings.loras.mkdir()
+    return Pair(folder, Engine.open(folder, device="cpu", dtype="float32", settings=settings), sdxl_pipeline(folder))
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +221,48 @@ def test_weights(pair: Pair) -> None:
     assert (more - plain).abs().max() > 1e-3
     assert (escaped - more).abs().max() > 1e-3
     check(escaped, theirs(pair, PROMPT.replace("red", "(red)")))
+
+
+def write_lora(path: Path, pair: Pair, seed: int) -> Path:
+    """As kohya writes it, over the linear layers and convolutions of the U-Net's blocks and of both encoders."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors: dict[str, Tensor] = {}
+    networks = {"unet": pair.reference.unet, "te1": pair.reference.text_encoder, "te2": pair.reference.text_encoder_2}
+    for which, network in networks.items():
+        for name, layer in network.named_modules():
+            if not isinstance(layer, nn.Linear | nn.Conv2d) or not re.search(r"attentions|resnets|self_attn|mlp", name):
+                continue
+            out, *inner = layer.weight.shape
+            words = name if which == "unet" else f"text_model.{name.removeprefix('text_model.')}"
+            stem = f"lora_{which}_{words.replace('.', '_')}"
+            down = torch.randn(4, *inner, generator=generator) / layer.weight[0].numel() ** 0.5
+            tensors[f"{stem}.lora_down.weight"] = down
+            tensors[f"{stem}.lora_up.weight"] = 0.4 * torch.randn(out, 4, *[1] * len(inner[1:]), generator=generator)
+            tensors[f"{stem}.alpha"] = torch.tensor(2.0)
+    save_file(tensors, path)
+    return path
+
+
+def test_loras(pair: Pair) -> None:
+    """One in both encoders and the U-Net, beside pictures without it and with another; the base is as it was after."""
+    one = write_lora(pair.folder.parent / "loras/one.safetensors", pair, 1)
+    write_lora(pair.folder.parent / "loras/two.safetensors", pair, 2)
+    plain = theirs(pair, negative_prompt="fog")
+    pair.reference.load_lora_weights(one.parent, weight_name=one.name, adapter_name="one")
+    pair.reference.set_adapters(["one"], [0.7])
+    wanted = theirs(pair, negative_prompt="fog")
+    pair.reference.unload_lora_weights()
+    assert (wanted - plain).abs().max() > 0.02, "the LoRA makes no difference"
+    request = asked(negative="fog")
+    batch = [request, request.replace(loras=["one:0.7"]), request.replace(loras=["two"]), request]
+    made = ours(pair, *batch)
+    check(made[0], plain, "beside")
+    check(made[1], wanted, "with a LoRA")
+    check(made[3], plain, "beside")
+    check(ours(pair, request.replace(loras=["one:0.7"]))[0], wanted, "alone")
+    assert (made[2] - made[1]).abs().max() > 0.02
+    assert torch.equal(ours(pair, request)[0], ours(pair, request)[0])
+    check(ours(pair, request)[0], plain, "after")
 
 
 def test_an_empty_negative_prompt_that_is_read(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,8 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from sdxl_parts import (
     TEXT_ENCODER,
@@ -31,7 +36,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from hwaga import ImageRequest, Settings
 from hwaga.engine import Engine, check_lora
-from hwaga.errors import CheckpointError
+from hwaga.errors import CheckpointError, HwagaError, ModelError
 from hwaga.families.sdxl.networks import FOLDERS
 from hwaga.families.sdxl.published import PUBLISHED_NETWORKS
 from hwaga.families.sdxl.single_files import SingleFile
@@ -222,20 +227,32 @@ def test_loras_are_matched_and_drawn_with(folder: Path, tmp_path: Path) -> None:
     lora = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
     encoder = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
     words = {f"{encoder}.lora_down.weight": torch.randn(2, 64), f"{encoder}.lora_up.weight": torch.ones(96, 2)}
-    settings = Settings(data_dir=str(tmp_path))
-    settings.loras.mkdir()
+    own = Settings(data_dir=str(tmp_path))
+    own.loras.mkdir()
     for name, tensors in {"shapes": lora, "words": words, "both": lora | words}.items():
-        save_file(tensors, settings.loras / f"{name}.safetensors")
+        save_file(tensors, own.loras / f"{name}.safetensors")
     files = [find_card(folder / name, tmp_path) for name in ("file.safetensors", "diffusers")]
-    assert check_lora(settings.loras / "both.safetensors", files) == {"file": None, "diffusers": None}
+    assert check_lora(own.loras / "both.safetensors", files) == {"file": None, "diffusers": None}
     request = REQUEST.replace(prompt="a red apple")
-    with Engine.open(files[0], device="cpu", dtype="float32", settings=settings) as engine:
+    with Engine.open(files[0], device="cpu", dtype="float32", settings=own) as engine:
         drawn = [engine.generate(request.replace(loras=loras)).image for loras in ([], ["shapes"], ["words"])]
         batch = engine.generate_many([request.replace(loras=loras) for loras in ([], ["both"], ["words"])])
     pixels = [torch.tensor(list(image.tobytes())) for image in (*drawn, *(result.image for result in batch))]
     apart = [[(one - other).abs().max().item() for other in pixels] for one in pixels]
     assert apart[3][0] <= 1 >= apart[5][2], "in a batch as alone"
     assert min(apart[0][1], apart[0][2], apart[1][2], apart[4][0], apart[4][1], apart[4][2]) > 5, "each of them is seen"
+
+
+def test_told_without_the_packages(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file is can be said where diffusers and transformers are absent; its networks cannot be built."""
+    monkeypatch.setitem(sys.modules, "diffusers.models.unets.unet_2d_condition", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    found = SingleFile.read(file)
+    assert found.networks.unet["block_out_channels"] == [64, 64, 128]
+    for name in ("unet", "text_encoder"):
+        with pytest.raises(ModelError, match=r"pip install 'hwaga\[sdxl\]'"):
+            found.blueprint(name)
+    assert "is Stable Diffusion 2" in refusal(write_header(tmp_path / "a", OTHERS["SD 2"][0]))
 
 
 # The published sizes, by names and shapes alone
@@ -365,3 +382,27 @@ def test_damage_is_named(
     header = {name: entry for name, entry in header_of(tensors).items() if not name.startswith(without)}
     header |= {name: ("BF16", shape) for name, shape in added.items()}
     assert says in refusal(write_header(tmp_path / "a.safetensors", header))
+
+
+# Damaged headers
+
+
+SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
+
+
+@SHARED_FOLDER
+@given(data=st.data())
+def test_any_header_is_read_or_refused(data: st.DataObject, tensors: StateDict, tmp_path: Path) -> None:
+    header = header_of(tensors)
+    signs = [name for name in header if re.search(r"embedding|to_k|_proj|conv_in|0\.0\.|projection|conv1", name)]
+    for name in data.draw(st.lists(st.sampled_from(signs or list(header)), min_size=1, max_size=4)):
+        match data.draw(st.sampled_from(["gone", "shape", "moved"])):
+            case "gone":
+                header.pop(name, None)
+            case "shape":
+                header[name] = ("BF16", tuple(data.draw(st.lists(st.integers(0, 300), max_size=5))))
+            case "moved":
+                header[name.replace("0", str(data.draw(st.integers(1, 10**9))), 1)] = header.pop(name, ("BF16", (1,)))
+    with suppress(HwagaError):
+        found = SingleFile.read(write_header(tmp_path / "a.safetensors", header))
+        found.blueprint(data.draw(st.sampled_from(FOLDERS)))

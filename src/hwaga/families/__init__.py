@@ -19,6 +19,9 @@ TOKENIZERS = {
 }
 """What makes a family's tokenizer of a checkpoint's folder, likewise. It brings no torch."""
 
+WITH_TOKENIZER = frozenset({"sdxl"})
+"""Families whose tokenizer comes with Hwaga, so that tokens are counted without a checkpoint."""
+
 
 def find_family(name: str) -> Family:
     """The family of a model card.

@@ -179,7 +179,7 @@ class Family(Protocol):
     """Opens checkpoints of one architecture."""
 
     dtypes: Sequence[str]
-    """Number formats that the networks may run in."""
+    """Number formats that the networks may run in, the one for GPUs first."""
 
     precisions: Sequence[str]
     """Fewer bits that the large weights may be kept in, the best first."""

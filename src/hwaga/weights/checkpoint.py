@@ -57,12 +57,14 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of one network: those that an index names, or the only one there is.
 
+    Files of a variant ("model.fp16.safetensors", "model.safetensors.index.fp16.json") count where there are no others.
+
     Raises:
         CheckpointError: none, several without an index, a shard that the index names and the folder lacks, or pickles.
     """
     if not folder.is_dir():
         raise CheckpointError(f"The checkpoint has no folder {folder}. Fetch the checkpoint again.")
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    indexes, files = _sets_of_weights(folder)
     if len(indexes) == 1:
         shards = read_config(folder, indexes[0].name).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
@@ -77,7 +79,6 @@ def weight_files(folder: Path) -> list[Path]:
         if missing:
             raise CheckpointError(f"{folder} lacks {', '.join(missing)} of {len(names)} shards. Fetch what is missing.")
         return [folder / name for name in names]
-    files = sorted(folder.glob("*.safetensors"))
     if len(files) == 1 and not indexes:
         return files
     if files or indexes:
@@ -92,6 +93,19 @@ def weight_files(folder: Path) -> list[Path]:
             "Hwaga reads safetensors only: fetch or convert the checkpoint in that format."
         )
     raise CheckpointError(f"{folder} holds no .safetensors file. Fetch the checkpoint again.")
+
+
+def _sets_of_weights(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Indexes and files, in order; those without a variant's name if there are any."""
+    indexes, files = (sorted(folder.glob(pattern)) for pattern in ("*.safetensors.index*.json", "*.safetensors"))
+    if all(_VARIANT.search(path.name) for path in (*indexes, *files)):
+        return indexes, files
+    plain = [[path for path in paths if not _VARIANT.search(path.name)] for paths in (indexes, files)]
+    return plain[0], plain[1]
+
+
+_VARIANT = re.compile(r"\.(?:fp16|bf16|fp32|non_ema|ema)\b")
+"""What diffusers and those who publish write into names before the ending."""
 
 
 def weights_digest(folders: Sequence[Path]) -> str:
@@ -159,7 +173,7 @@ class Blueprint(Generic[Network]):
         Raises:
             CheckpointError: weights missing, left over or of a wrong shape, each by name.
         """
-        return cls.match(build, stored_tensors(weight_files(folder)), layout, folder, "config.json")
+        return cls.match(build, stored_tensors(weight_files(folder), layout), layout, folder, "config.json")
 
     @classmethod
     def match(
@@ -190,6 +204,12 @@ class Blueprint(Generic[Network]):
         for name, module in self._linear_layers(names):
             if not isinstance(module, QuantizedLinear):
                 self.network.set_submodule(name, QuantizedLinear(module, precision))
+
+    def multiply_codes(self, names: str) -> None:
+        """Lets those of the matching linear layers that are kept in fp8 multiply codes. Before ``units``."""
+        for _, module in self._linear_layers(names):
+            if isinstance(module, QuantizedLinear):
+                module.multiply_codes()
 
     def keep_stored(self, names: str, precision: Precision | None) -> None:
         """Keeps the linear layers whose names match as the files have them, where those have fewer bits. Before ``quantize``.

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,9 @@ from torch import Tensor
 from hwaga.errors import CheckpointError
 from hwaga.weights.block_formats import BLOCK_FORMATS, BlockFormat
 from hwaga.weights.quantize import GROUP
+
+if TYPE_CHECKING:
+    from hwaga.weights.layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,11 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
     }
 
 
-def stored_tensors(files: list[Path]) -> list[StoredTensor]:
+def stored_tensors(files: list[Path], layout: Layout | None = None) -> list[StoredTensor]:
     """Every tensor of a network's files, from the headers alone.
+
+    Args:
+        layout: what it calls unused is left out, whatever its format.
 
     Raises:
         CheckpointError: a file is truncated or no safetensors file, a tensor is in a format that is not read here, or a
@@ -137,6 +143,8 @@ def stored_tensors(files: list[Path]) -> list[StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for path in files:
         header = read_header(path)
+        if layout is not None:
+            header = {name: entry for name, entry in header.items() if layout.target(name) is not None}
         for weight in _in_fewer_bits(path, header):
             if weight.name in tensors:
                 raise CheckpointError(f"{weight.name} stands in {path.name} and elsewhere. Fetch them again.")

@@ -12,16 +12,20 @@ from torch import Tensor
 from hwaga.families.tiles import tiled
 
 
-def autoencoder_dtype(dtype: torch.dtype, *, overflows: bool) -> torch.dtype:
+def autoencoder_dtype(dtype: torch.dtype, device: torch.device, *, overflows: bool) -> torch.dtype:
     """The number format that the autoencoder runs in, beside a U-Net in ``dtype``.
 
     The activations of SDXL's own autoencoder exceed float16's largest number, 65504, and the picture comes out black. They fit
-    bfloat16, whose range is float32's. diffusers goes to float32 instead, which takes twice the memory.
+    bfloat16, whose range is float32's. diffusers goes to float32 instead, which takes twice the memory; so do GPUs here that do
+    not compute in bfloat16, which are those of NVIDIA's before Ampere.
 
     Args:
         overflows: as the checkpoint says of its autoencoder; of those that were tuned for float16 it says otherwise.
     """
-    return torch.bfloat16 if dtype == torch.float16 and overflows else dtype
+    if dtype != torch.float16 or not overflows:
+        return dtype
+    older = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    return torch.float32 if older else torch.bfloat16
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ Adapting = Callable[[Any, Sequence[Any]], AbstractContextManager[Any]]
 """(network, adapters of each row) → within it, the network is run with them."""
 
 
+ROWS = 4
+"""Windows that go through the encoders at once; fewer are filled up. Products of other shapes round otherwise, and what was
+read beside other prompts is kept: a picture would not be the same to the bit again."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A prompt before it is read: ``families.family.Tokens``. An empty one stands for no negative prompt.
@@ -60,6 +65,28 @@ class Caption:
         return torch.cat([self.embeddings, *[self.filler] * missing])
 
 
+Key = tuple[str, Any]
+"""A text, and adapters or None."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What goes through the encoders.
+
+    Attributes:
+        wanted: the texts that captions are made of.
+        windows: of these and of the empty text, for both encoders.
+    """
+
+    wanted: tuple[Key, ...]
+    windows: dict[Key, tuple[Windows, Windows]]
+
+    @property
+    def passes(self) -> int:
+        """How often both encoders are run."""
+        return -(-sum(len(one.ids) for one, _ in self.windows.values()) // ROWS)
+
+
 @dataclass(frozen=True)
 class Encoders:
     """The two text encoders.
@@ -76,41 +103,48 @@ class Encoders:
     device: torch.device
     zeros: bool
 
-    def read(self, texts: Sequence[str], adapters: Sequence[Any]) -> list[Caption]:
-        """Captions of texts, each with its adapters. Windows of all of them go through the encoders at once."""
+    def plan(self, texts: Sequence[str], adapters: Sequence[Any]) -> Reading:
+        """What has to be read for some texts, each with its adapters."""
         # The empty text is read with each set of adapters: its window fills shorter prompts up, and weights count from it.
-        wanted = list(zip(texts, adapters, strict=True))
-        asked = list(dict.fromkeys([*(("", own) for own in adapters), *wanted]))
-        windows = [self.tokenizer.windows(text) for text, _ in asked]
-        places: dict[tuple[str, Any], slice] = {}
-        rows: list[Any] = []
-        for key, (one, _) in zip(asked, windows, strict=True):
-            places[key] = slice(len(rows), len(rows) + len(one.ids))
-            rows += [key[1]] * len(one.ids)
-        weights = {
-            key: [torch.tensor(each.weights) for each in found] for key, found in zip(asked, windows, strict=True)
-        }
-        states = [self._run(self.first, [one for one, _ in windows], rows).hidden_states[-2]]
-        output = self._run(self.second, [two for _, two in windows], rows)
-        states.append(output.hidden_states[-2])
+        wanted = tuple(zip(texts, adapters, strict=True))
+        asked = dict.fromkeys([*(("", own) for own in adapters), *wanted])
+        return Reading(wanted, {key: self.tokenizer.windows(key[0]) for key in asked})
 
-        def caption(key: tuple[str, Any]) -> Caption:
-            own, nothing = places[key], places["", key[1]].start
-            embeddings = torch.cat(
-                [
-                    weighted(each[own], weight.to(self.device), each[nothing])
-                    for each, weight in zip(states, weights[key], strict=True)
-                ],
-                dim=-1,
-            )
-            filler = torch.cat([each[nothing] for each in states], dim=-1)
-            found = Caption(embeddings, output.text_embeds[own.start].clone(), filler)
+    def read(self, reading: Reading) -> list[Caption]:
+        """The captions of texts."""
+        rows = [
+            (key, *pair) for key, (one, two) in reading.windows.items() for pair in zip(one.ids, two.ids, strict=True)
+        ]
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        pooled: list[Tensor] = []
+        for start in range(0, len(rows), ROWS):
+            some = rows[start : start + ROWS]
+            some += [rows[0]] * (ROWS - len(some))
+            own = [key[1] for key, _, _ in some]
+            first += self._run(self.first, [ids for _, ids, _ in some], own).hidden_states[-2]
+            output = self._run(self.second, [ids for _, _, ids in some], own)
+            second += output.hidden_states[-2]
+            pooled += output.text_embeds
+        places = {key: [i for i, row in enumerate(rows) if row[0] == key] for key in reading.windows}
+
+        def caption(key: Key) -> Caption:
+            own, (nothing,) = places[key], places["", key[1]]
+            embeddings = [
+                weighted(
+                    torch.stack([states[i] for i in own]), torch.tensor(read.weights).to(self.device), states[nothing]
+                )
+                for states, read in zip((first, second), reading.windows[key], strict=True)
+            ]
+            filler = torch.cat([first[nothing], second[nothing]], dim=-1)
+            found = Caption(torch.cat(embeddings, dim=-1), pooled[own[0]].clone(), filler)
             return found if key[0] or not self.zeros else found.emptied()
 
-        return [caption(key) for key in wanted]
+        return [caption(key) for key in reading.wanted]
 
-    def _run(self, encoder: Any, windows: Sequence[Windows], rows: Sequence[Any]) -> Any:
-        ids = torch.tensor([ids for each in windows for ids in each.ids], device=self.device)
-        places = torch.arange(ids.shape[1], device=self.device)[None]
-        with self.adapting(encoder, rows):
-            return encoder(input_ids=ids, position_ids=places, output_hidden_states=True)
+    def _run(self, encoder: Any, ids: Sequence[Sequence[int]], adapters: Sequence[Any]) -> Any:
+        places = torch.arange(len(ids[0]), device=self.device)[None]
+        with self.adapting(encoder, adapters):
+            return encoder(
+                input_ids=torch.tensor(ids, device=self.device), position_ids=places, output_hidden_states=True
+            )

@@ -17,12 +17,11 @@ from hwaga.families.sdxl.noise import PUBLISHED, Prediction
 from hwaga.families.sdxl.published import PUBLISHED_NETWORKS
 from hwaga.families.sdxl.single_files import SingleFile
 from hwaga.families.sdxl.words import PromptTokenizer
-from hwaga.weights.checkpoint import Blueprint, file_digest, read_config, weight_files, weights_digest
+from hwaga.weights.checkpoint import Blueprint, file_digest, read_config, weights_digest
 from hwaga.weights.config import ConfigValues
 from hwaga.weights.conversion import Conversion
 from hwaga.weights.lora import LoraFile
 from hwaga.weights.quantize import PRECISIONS
-from hwaga.weights.stored import stored_tensors
 
 
 class Sdxl:
@@ -98,7 +97,14 @@ class Sdxl:
             lora_bytes=0,
         )
 
-    def conversion(self, folder: Path, *, files: Sequence[Path] = (), precision: str | None, layout: str) -> Conversion:
+    def conversion(
+        self,
+        folder: Path,
+        *,
+        files: Sequence[Path] = (),  # noqa: ARG002
+        precision: str | None,  # noqa: ARG002
+        layout: str,  # noqa: ARG002
+    ) -> Conversion:
         raise CheckpointError(
             f"{folder} is an SDXL, which is not converted. It is opened as it is, and --precision keeps its weights in fewer "
             "bits while it is drawn with."
@@ -124,6 +130,4 @@ def _single_file(folder: Path, files: Sequence[Path]) -> SingleFile:
 def _read_clip(build: Callable[[], nn.Module], folder: Path) -> Blueprint[nn.Module]:
     with torch.device("meta"):
         network = build()
-    return Blueprint.match(
-        lambda: network, stored_tensors(weight_files(folder)), clip_layout(network), folder, "config.json"
-    )
+    return Blueprint.read(lambda: network, folder, clip_layout(network))

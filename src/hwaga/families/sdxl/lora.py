@@ -87,4 +87,4 @@ def _add(
     for first, last, adapters in runs:
         adapter = adapters.by_layer.get(layer)
         if adapter is not None:
-            adapter.add(out[first:last], x[first:last], layer)
+            adapter.add_after(layer, x[first:last], out[first:last])

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from hwaga.families.family import Picture
+from hwaga.families.sdxl.captions import ROWS
 from hwaga.families.sdxl.networks import Networks
 from hwaga.families.sdxl.words import CONTENT, WINDOW
 from hwaga.memory.plan import Phase, Work
@@ -70,9 +71,12 @@ def phases(
     width = networks.caption_width
     # A caption, and the empty window beside it.
     captions = sum(row * (own + 1) for row, own in zip(rows, windows, strict=True)) * WINDOW * width * itemsize
-    reading = sum(row * own for row, own in zip(rows, windows, strict=True)) + 1
-    layers = sum(int(each["num_hidden_layers"]) for each in (networks.text_encoder, networks.text_encoder_2))
-    text = reading * WINDOW * width * itemsize * (LAYER + layers) + captions
+    layers = max(
+        int(each["hidden_size"]) * (LAYER + int(each["num_hidden_layers"]) + 1)
+        for each in (networks.text_encoder, networks.text_encoder_2)
+    )
+    # What the encoders made of every window beside what they hold for those that go through at once.
+    text = ROWS * WINDOW * layers * itemsize + 2 * captions
     sizes = [(picture.width // networks.scale) * (picture.height // networks.scale) for picture in pictures]
     latents = sum(4 * networks.latent_channels * size for size in sizes)
     together: dict[tuple[int, int], int] = {}

@@ -19,7 +19,7 @@ from hwaga.families.sdxl.memory_use import phases
 from hwaga.families.sdxl.networks import Networks, clip_order, clip_unit, unet_order, unet_unit
 from hwaga.families.sdxl.noise import KARRAS, Prediction, level
 from hwaga.families.sdxl.words import PromptTokenizer
-from hwaga.kernels.reference import keeps_scores
+from hwaga.kernels.attention import keeps_scores
 from hwaga.memory.plan import Demand, PartSize
 from hwaga.sampling.trained_noise import keep_last
 from hwaga.sampling.walk import Derivative
@@ -91,7 +91,7 @@ class SdxlModel:
         )
         layers = both.units(dtype, clip_unit)
         blocks = unet.units(dtype, unet_unit)
-        vae_dtype = autoencoder_dtype(dtype, overflows=networks.overflows)
+        vae_dtype = autoencoder_dtype(dtype, device, overflows=networks.overflows)
         self.text_encoder: Any = text_encoder.network.eval()
         self.text_encoder_2: Any = text_encoder_2.network.eval()
         self.unet: Any = unet.network.eval()
@@ -179,13 +179,14 @@ class SdxlModel:
                 found[i] = known
         unknown = [i for i in range(len(prompts)) if i not in found]
         if unknown:
-            with self.on_device("text_encoder", 1):
-                encoders = Encoders(
-                    self.text_encoder, self.text_encoder_2, self.tokenizer, adapted_network, self.device, self.zeros
-                )
-                # Adapters that change nothing here are no reason to read a prompt twice.
-                own_sets = [adapters[i] if self._is_read_with(adapters[i]) else None for i in unknown]
-                read = encoders.read([prompts[i].text for i in unknown], own_sets)
+            encoders = Encoders(
+                self.text_encoder, self.text_encoder_2, self.tokenizer, adapted_network, self.device, self.zeros
+            )
+            # Adapters that change nothing here are no reason to read a prompt twice.
+            used = [adapters[i] if self._is_read_with(adapters[i]) else None for i in unknown]
+            reading = encoders.plan([prompts[i].text for i in unknown], used)
+            with self.on_device("text_encoder", reading.passes):
+                read = encoders.read(reading)
             for i, caption in zip(unknown, read, strict=True):
                 if not self._is_read_with(adapters[i]):
                     self.captions.put(prompts[i], caption)

@@ -37,7 +37,7 @@ BLOCKS = {
 
 NOT_BUILT = (
     "encoder_hid_dim_type", "class_embed_type", "num_class_embeds", "time_cond_proj_dim", "center_input_sample",
-    "dual_cross_attention", "reverse_transformer_layers_per_block", "conv_in_kernel_size", "attention_type_gated",
+    "dual_cross_attention", "only_cross_attention",
 )  # fmt: skip
 """Of a U-Net: what makes a different model of it, and is not set in SDXL's."""
 
