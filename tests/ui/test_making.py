@@ -47,6 +47,12 @@ def draw(page: Any, prompt: str, **fields: Any) -> None:
     assert not page.locator("#make-error").is_visible(), page.locator("#make-error").inner_text()
 
 
+def kept(page: Any, text: str) -> None:
+    """Waits until what would come back after a reload has a text in it."""
+    while text not in (page.evaluate("sessionStorage['hwaga.draft']") or ""):
+        page.wait_for_timeout(20)
+
+
 def tile(page: Any, prompt: str) -> Any:
     """The finished pictures of a prompt, once one is drawn."""
     found = page.locator(".grid li.drawn", has=page.get_by_role("button", name=prompt))
@@ -87,6 +93,7 @@ def test_a_choice_of_models(server_of_two: Server, visit: Visit) -> None:
     page.get_by_label("Model").select_option("The second")
     expect(page.get_by_label("Model")).to_have_value("second")
     draw(page, "a cat", steps=1)
+    kept(page, '"model":"second"')
     page.reload()
     page.locator("body.begun").wait_for()
     expect(page.get_by_label("Model")).to_have_value("second")
@@ -117,8 +124,7 @@ def test_what_only_a_model_with_guidance_takes(server: Server, visit: Visit) -> 
     page.click("#draw")
     expect(page.locator("#make-error")).to_have_text("Guidance is from 1 to 30.")
     page.fill("#guidance", "3.5")
-    while "3.5" not in page.evaluate("sessionStorage['hwaga.draft']"):
-        page.wait_for_timeout(20)
+    kept(page, "3.5")
     page.reload()
     page.locator("body.begun").wait_for()
     with page.expect_request(lambda request: request.method == "POST" and request.url.endswith("/v1/jobs")) as sent:

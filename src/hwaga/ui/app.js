@@ -52,7 +52,7 @@ async function begin() {
   }
   const jobs = new Jobs();
   const sizeOf = sizes(offer);
-  const composer = new Composer(jobs, offer, { remodel: (name) => remodel(name).catch(refused) });
+  const composer = new Composer(jobs, offer, { remodel: (name) => remodel(name).catch((error) => (refused(error), composer.renew())) });
   const gallery = new Gallery(jobs, offer, {
     sizeOf,
     open: (picture) => viewer.open(picture),

@@ -17,6 +17,7 @@ export class Composer {
   #reading = null; // the AbortController of the latest look at what the model reads
   #pending = null; // {form, key}: one idempotency key for a form until it is accepted, so that a second try makes no second job
   #composed = null;
+  #remodelled = null; // settles once the choices are those of the model that was chosen
 
   /** `remodel` is given the name of another model to draw with, and renews what is offered. */
   constructor(jobs, offer, { remodel }) {
@@ -40,7 +41,7 @@ export class Composer {
         this.#submit();
       }
     });
-    find("model").addEventListener("change", ({ target }) => this.remodel(target.value));
+    find("model").addEventListener("change", ({ target }) => (this.#remodelled = this.remodel(target.value)));
     if (/Mac|iP/.test(navigator.platform)) this.form.querySelector("kbd").textContent = "⌘ ↵";
     find("fewer").addEventListener("click", () => this.#count(-1));
     find("more").addEventListener("click", () => this.#count(1));
@@ -99,7 +100,7 @@ export class Composer {
     return Object.fromEntries(GUIDED.map((id) => [id, find(id).value.trim()]).filter(([, value]) => value));
   }
 
-  /** Puts a request's values into the form, with its model where there is one of that name. A picture to start from is given beside. */
+  /** Puts a request's values into the form, and chooses its model where it is here. A picture to start from is given beside. */
   async fill(carried, source = null, name = null) {
     const { model, models } = this.offer.status;
     if (name !== model.name && models.some((other) => other.name === name)) await this.remodel(name);
@@ -178,6 +179,7 @@ export class Composer {
   }
 
   async #submit() {
+    await this.#remodelled;
     this.#clear();
     const button = find("draw");
     if (button.getAttribute("aria-disabled") === "true") return;
