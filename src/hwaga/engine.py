@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -177,8 +177,10 @@ class Engine:
             RequestError: the model does not take the request, or it fits no memory, before any work is done.
             DeviceMemoryError: the device ran out of memory. The engine can be used on.
         """
-        for event in self.stream_many([request]):
-            yield event if isinstance(event, Step) else event[0]
+        # Closed by name: a generator that is only dropped may live on as long as a traceback that saw it.
+        with closing(cast("Generator[Step | list[Result]]", self.stream_many([request]))) as events:
+            for event in events:
+                yield event if isinstance(event, Step) else event[0]
 
     def stream_many(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:
         """As ``stream``, for a packed batch: a step is one of each picture that is not done; the list of results comes last."""

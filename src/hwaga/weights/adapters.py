@@ -1,6 +1,6 @@
 """What a LoRA adds to a network's linear layers while it runs. The layers' own weights are never touched.
 
-A network takes a ``LinearCall`` and sends every product with weights through it. ``plain`` is the product alone; ``adapted``
+A network takes a ``LinearCall`` and sends every product with weights through it. ``plain`` is the products alone; ``adapted``
 gives one that adds, to the rows of each picture of a batch, what that picture's LoRAs say.
 """
 
@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class LinearCall(Protocol):
-    """Applies a linear layer to ``[tokens, in]``."""
-
-    def __call__(self, linear: nn.Linear, x: Tensor, /) -> Tensor: ...
-
-
-def plain(linear: nn.Linear, x: Tensor, /) -> Tensor:
-    """The layer alone."""
-    return cast(Tensor, linear(x))
+from hwaga.kernels.coded import Coded, Form, Rows
 
 
 @dataclass(frozen=True)
@@ -144,6 +135,13 @@ class LinearAdapter:
         for place, delta in self.others:
             out[:, place] += delta(x)
 
+    def add(self, out: Tensor, x: Tensor) -> None:
+        """Adds it to ``out`` instead."""
+        if self.joined is not None:
+            out.addmm_(F.linear(x, self.joined.down), self.joined.up.t())
+        for place, delta in self.others:
+            out[:, place] += delta(x)
+
     def tensors(self) -> list[Tensor]:
         """Every tensor that is held."""
         deltas = [delta for _, delta in self.others] + ([] if self.joined is None else [self.joined])
@@ -177,37 +175,67 @@ class Adapters:
         return cls({linear: LinearAdapter.combined(found) for linear, found in by_linear.items()})
 
 
+@dataclass(frozen=True)
+class LinearCall:
+    """Applies linear layers to a pack of runs.
+
+    Attributes:
+        runs: first row, row after the last, and adapters of each run that has any; none for the layers alone.
+    """
+
+    runs: tuple[tuple[int, int, Adapters], ...] = ()
+
+    def form(self, linear: nn.Linear) -> Form:
+        """What a layer wants its rows in: coded if it multiplies codes, and plain as well for a LoRA beside it."""
+        if not getattr(linear, "takes_codes", False):
+            return Form.PLAIN
+        beside = any(linear in own.by_linear for _, _, own in self.runs)
+        return Form.BOTH if beside else Form.CODES
+
+    def __call__(self, linear: nn.Linear, x: Rows) -> Tensor:
+        """``[tokens, in]`` to ``[tokens, out]``."""
+        if not self.runs:
+            return cast(Tensor, linear(x))
+        found = [(first, last, own.by_linear[linear]) for first, last, own in self.runs if linear in own.by_linear]
+        if not found:
+            return cast(Tensor, linear(x))
+        if isinstance(x, Coded):
+            assert x.plain is not None, "rows for a layer with LoRAs are asked for by form()"
+            out = cast(Tensor, linear(x))
+            for first, last, adapter in found:
+                adapter.add(out[first:last], x.plain[first:last])
+            return out
+        # What is added comes first, and the product with the weights is accumulated onto it: the sum then costs the product's
+        # own epilogue one read, where adding to its result would read and write all of that.
+        out = x.new_empty(x.shape[0], linear.out_features)
+        end = 0
+        for first, last, adapter in found:
+            out[end:first].zero_()
+            adapter.write(out[first:last], x[first:last])
+            end = last
+        out[end:].zero_()
+        out.addmm_(x, linear.weight.t())
+        return out if linear.bias is None else out.add_(linear.bias)
+
+
+plain = LinearCall()
+"""The layers alone."""
+
+
 def adapted(sets: Sequence[Adapters | None], lengths: Sequence[int]) -> LinearCall:
-    """A ``LinearCall`` for a pack of runs, each with LoRAs of its own or none.
+    """A call for a pack of runs, each with LoRAs of its own or none.
 
     Args:
         sets: for each run of the pack, its adapters. Neighbours that share the same object are computed together.
         lengths: tokens of each run; what is passed to the call has as many rows as their sum.
     """
-    runs: list[tuple[int, int, Adapters | None]] = []
+    runs: list[tuple[int, int, Adapters]] = []
     start = 0
     for adapters, length in zip(sets, lengths, strict=True):
-        if runs and runs[-1][2] is adapters:
-            runs[-1] = runs[-1][0], start + length, adapters
-        else:
-            runs.append((start, start + length, adapters))
-        start += length
-    if all(adapters is None for _, _, adapters in runs):
-        return plain
-
-    def call(linear: nn.Linear, x: Tensor, /) -> Tensor:
-        found = [(first, last, own.by_linear.get(linear) if own else None) for first, last, own in runs]
-        if all(adapter is None for _, _, adapter in found):
-            return plain(linear, x)
-        # What is added comes first, and the product with the weights is accumulated onto it: the sum then costs the product's
-        # own epilogue one read, where adding to its result would read and write all of that.
-        out = x.new_empty(x.shape[0], linear.out_features)
-        for first, last, adapter in found:
-            if adapter is None:
-                out[first:last].zero_()
+        if adapters is not None:
+            if runs and runs[-1][1:] == (start, adapters):
+                runs[-1] = runs[-1][0], start + length, adapters
             else:
-                adapter.write(out[first:last], x[first:last])
-        out.addmm_(x, linear.weight.t())
-        return out if linear.bias is None else out.add_(linear.bias)
-
-    return call
+                runs.append((start, start + length, adapters))
+        start += length
+    return LinearCall(tuple(runs)) if runs else plain

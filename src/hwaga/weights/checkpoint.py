@@ -191,6 +191,12 @@ class Blueprint(Generic[Network]):
             if not isinstance(module, QuantizedLinear):
                 self.network.set_submodule(name, QuantizedLinear(module, precision))
 
+    def multiply_codes(self, names: str) -> None:
+        """Lets those of the matching linear layers that are kept in fp8 multiply codes. Before ``units``."""
+        for _, module in self._linear_layers(names):
+            if isinstance(module, QuantizedLinear):
+                module.multiply_codes()
+
     def keep_stored(self, names: str, precision: Precision | None) -> None:
         """Keeps the linear layers whose names match as the files have them, where those have fewer bits. Before ``quantize``.
 

@@ -100,10 +100,10 @@ class Unit:
                 places = (self._placed(owner, last, shape, dtype),)
             else:
                 shape = torch.Size((codes.out_features, codes.in_features))
-                kept = codes.precision.kept(codes.out_features, codes.in_features)
+                codes.dtype = dtype
                 places = tuple(
-                    self._placed(codes.kept, str(i), torch.Size(sizes), form or dtype)
-                    for i, (sizes, form) in enumerate(kept)
+                    self._placed(codes.kept, str(i), torch.Size(sizes), form)
+                    for i, (sizes, form) in enumerate(codes.kept_shapes(dtype))
                 )
                 if codes.stored:
                     straight = tuple(zip(*(piece.parts for piece in pieces), strict=True))
@@ -137,6 +137,8 @@ class Unit:
 
     def _writing(self, weight: Weight) -> int:
         values = math.prod(weight.shape)
+        if weight.codes is not None and weight.codes.takes_codes:
+            return 0
         if weight.codes is not None:
             return round(values * (self.dtype.itemsize + weight.codes.precision.spreading))
         if weight.straight:  # each piece, then all of them as one; decoding works in float32

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +18,8 @@ from hwaga.families.z_image.memory_use import Networks, phases
 from hwaga.families.z_image.text_encoder import Qwen3Encoder
 from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
-from hwaga.kernels.reference import SCORES_ALIVE, keeps_scores
+from hwaga.kernels.attention import SCORES_ALIVE, keeps_scores
+from hwaga.kernels.operations import multiplies_codes
 from hwaga.memory.plan import Demand, PartSize
 from hwaga.sampling.euler import Derivative
 from hwaga.sampling.schedule import drop_first, flow_match
@@ -73,9 +76,13 @@ class ZImageModel:
         if precision is not None:
             text_encoder.quantize(IN_TEXT_ENCODER, precision)
             transformer.quantize(IN_TRANSFORMER, precision)
+        if multiplies_codes(device):
+            # Not the text encoder: a few channels of its activations are so large that a row of 8 bits loses the others.
+            transformer.multiply_codes(IN_TRANSFORMER)
         if text_encoder.sources["embed_tokens.weight"]:
             text_encoder.connect("embed_tokens", self.reader)
-        layers = text_encoder.units(dtype, lambda name: ".".join(name.split(".")[:2]))
+        layers = text_encoder.units(dtype, _text_unit_of)
+        norms = layers.pop("", Unit(text_encoder.network, [], dtype))
         blocks = transformer.units(dtype, _unit_of)
         whole = autoencoder.units(dtype)
         config = networks.transformer
@@ -85,8 +92,9 @@ class ZImageModel:
         refined = [f"context_refiner.{i}" for i in range(config.refiner_layers)]
         denoised = [f"noise_refiner.{i}" for i in range(config.refiner_layers)]
         denoised += [f"layers.{i}" for i in range(config.layers)]
+        self._compiling = _started(partial(self._compile_ahead, device, dtype)) if device.type == "cuda" else None
         self.parts = {
-            "text_encoder": (Unit(self.text_encoder, [], dtype), list(layers.values())),
+            "text_encoder": (norms, list(layers.values())),
             "refiner": (blocks["cap_embedder"], [blocks[name] for name in refined]),
             "denoiser": (blocks[""], [blocks[name] for name in denoised]),
             "vae": (whole[""], list[Unit]()),
@@ -136,10 +144,18 @@ class ZImageModel:
         host = sum(16 * picture.width * picture.height for picture in pictures) + CHUNK * THREADS
         return Demand(tuple(sizes), stages, steps, kept, host)
 
+    def _compile_ahead(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Has the operations of the networks compiled while weights are read, so that the first picture need not wait."""
+        with torch.cuda.device(device), torch.inference_mode():
+            self.transformer.try_operations(device, dtype)
+            self.text_encoder.try_operations(device, dtype)
+
     def bring(self, unit: Unit, memory: Tensor, progress: Callable[[int], None] | None = None) -> None:
         unit.bring(memory, self.reader, progress)
 
     def close(self) -> None:
+        if self._compiling is not None:
+            self._compiling.result()
         self.forget()
         self.reader.close()
 
@@ -162,6 +178,9 @@ class ZImageModel:
         return self.loras.adapters(loras)
 
     def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapters | None]) -> list[Tensor]:
+        if self._compiling is not None:
+            self._compiling.result()
+            self._compiling = None
         captions: dict[int, Tensor] = {}
         unknown = []
         for i, (ids, own) in enumerate(zip(prompts, adapters, strict=True)):
@@ -254,13 +273,27 @@ class ZImageModel:
 
 
 def _unit_of(name: str) -> str:
-    """The unit of a transformer's weight. What time makes of the modulation is computed for all steps at once, so that its
-    weights are not the blocks'.
+    """The unit of a transformer's weight. A block's norms and the modulation that scales them become factors of all steps at
+    once, and a norm is taken by the block before its own, so that these weights, few as they are, are not the blocks'.
     """
-    block = re.match(r"(?:noise_refiner|context_refiner|layers)\.\d+", name)
+    block = re.match(r"(?:noise_refiner|context_refiner|layers)\.\d+(?=\.(?:attention|feed_forward)\.)", name)
     if block is not None:
-        return "" if ".adaLN_modulation." in name else block[0]
-    return "cap_embedder" if name.startswith("cap_") else ""
+        return block[0]
+    return "cap_embedder" if name.startswith(("cap_", "context_refiner.")) else ""
+
+
+def _text_unit_of(name: str) -> str:
+    """The same for the text encoder."""
+    layer = re.match(r"layers\.\d+(?=\.(?:self_attn|mlp)\.)", name)
+    return layer[0] if layer is not None else ""
+
+
+def _started(work: Callable[[], None]) -> Future[None]:
+    """Work that has begun in a thread of its own; the thread ends with it."""
+    threads = ThreadPoolExecutor(1, "compiling")
+    future = threads.submit(work)
+    threads.shutdown(wait=False)
+    return future
 
 
 def _already_there(_part: str, _passes: int) -> AbstractContextManager[None]:
