@@ -122,3 +122,10 @@ def keeps_scores(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type == "cuda":
         return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0)
     return device.type not in ("cpu", "meta")
+
+
+def scores_alive(device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes of scores that attention has written out at a time, at most."""
+    if keeps_scores(device, dtype):
+        return SCORES_ALIVE
+    return cpu.SCORES_ALIVE if device.type == "cpu" and dtype == torch.bfloat16 else 0

@@ -14,9 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-SCORES = 8 * 2**20
-"""Bytes of attention's scores that are worked on at a time: what stays in a CPU's cache. Half as much again is alive beside
-them, which is within the slack that plans keep for the workspaces of products."""
+SCORES = 2 * 2**20
+"""Bytes of attention's scores that are worked on at a time: what stays in a CPU's cache."""
+
+SCORES_ALIVE = SCORES + SCORES // 2
+"""With the same in bfloat16 beside them."""
 
 
 @cache
@@ -111,10 +113,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             scores = torch.bmm(queries[some, start : start + rows], keys[some])
             torch.softmax(scores, -1, out=scores)
             torch.bmm(scores.to(v.dtype), values[some], out=out[some, start : start + rows])
-    return out.unflatten(0, (batch, heads))
+    return cast(Tensor, out.unflatten(0, (batch, heads)))
 
 
 def _inverse_rms(values: Tensor, eps: float) -> Tensor:
     """One by the root of the mean of squares over the last axis of float32 ``[…, channels]``: ``[…, 1]``."""
-    length = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
+    length: Tensor = torch.linalg.vector_norm(values, dim=-1, keepdim=True)
     return length.square_().mul_(1 / values.shape[-1]).add_(eps).rsqrt_()
