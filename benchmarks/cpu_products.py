@@ -2,9 +2,9 @@
 
     python benchmarks/cpu_products.py [--runs 150]
 
-It measures time that the thread computed, not the clock's, and the fastest of many runs, so that other work on the machine matters
-little. The figures go to ``results/cpu_products.json``; choices in ``hwaga/kernels/cpu.py`` and the default number format rest on
-them.
+It measures time that the thread computed, not the clock's, and the fastest of many runs, so that other work on the machine
+matters little. The figures go to ``results/cpu_products.json``; choices in ``hwaga/kernels/cpu.py`` and the default number
+format rest on them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def fastest(call: Callable[[], object], runs: int) -> float:
 
 
 def products(runs: int) -> dict[str, Any]:
-    """GFLOP/s of each linear layer, by torch's own ``F.linear`` (MKL in float32) and by oneDNN, its weights as they lie and packed."""
+    """GFLOP/s of each linear layer: torch's own (MKL's in float32), oneDNN's, and oneDNN's with weights packed for it."""
     rows: dict[str, Any] = {}
     for dtype in DTYPES:
         for name, (width, out) in PRODUCTS.items():

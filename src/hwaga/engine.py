@@ -87,7 +87,7 @@ class Engine:
         Args:
             model: a model's name, a checkpoint folder, a card file or a card; the settings' model when left out.
             device: "cuda", "cuda:1", "mps", "cpu"; the settings' device, or the fastest present.
-            dtype: "bfloat16" or "float32"; the settings' dtype, or bfloat16 but on CPUs that do not multiply it.
+            dtype: "bfloat16" or "float32"; the settings' dtype, or bfloat16 except on CPUs that do not multiply it.
             precision: "int8", "fp8" or "int4" to keep the large weights in fewer bits, "full" for the dtype; the settings'.
                 "auto" is the dtype where that fits in any way, and else the best that does.
             vram, ram: most that this process may take of the GPU and of the host, as bytes or as "8 GiB"; the settings', or
