@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=150)
     runs = parser.parse_args().runs
-    if not cpu.has_products():
+    if not all(cpu.has_products(dtype) for dtype in DTYPES):
         raise SystemExit("This CPU has no products of oneDNN's in torch.")
     torch.set_num_threads(1)
     figures = {"gflop_per_second": products(runs), "gated_microseconds": gated(runs), "attention": attention(runs)}

@@ -5,6 +5,7 @@ It is set here, before anything reads it, and not in the Makefile, so that pytes
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -38,6 +39,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # A busy machine is no failure, so no deadline; where results must repeat, so do the examples.
 settings.register_profile("hwaga", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hwaga")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, and is most of all objects: the garbage collector, which tests about memory call all the
+    time and which walks through everything, need not look at it ever again.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -853,7 +853,7 @@ def test_open_by_name_folder_card_and_settings(tiny: Engine, tiny_folder: Path) 
         with Engine.open(model, device="cpu") as engine:
             assert engine.card.name == "tiny"
             assert engine.generate(request).image.tobytes() == expected
-    with Engine.open(device="cpu", settings=Settings(model=str(tiny_folder))) as engine:
+    with Engine.open(device="cpu", settings=Settings(model=str(tiny_folder), dtype="float32")) as engine:
         assert engine.generate(request).image.tobytes() == expected
 
 

@@ -28,12 +28,13 @@ def _assert_near(found: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     assert difference <= BOUNDS[dtype] * exact.abs().max().item()
 
 
-@pytest.mark.skipif(not cpu.has_products(), reason="this CPU has no products of oneDNN's")
 @torch.inference_mode()
 @DTYPES
 @SHAPES
 @pytest.mark.parametrize("out", [5, 96])
 def test_products(tokens: int, channels: int, out: int, dtype: torch.dtype) -> None:
+    if not cpu.has_products(dtype):
+        pytest.skip("this CPU has no such products of oneDNN's")
     x, weight = _randn(tokens, channels).to(dtype), _randn(2 * out, channels, seed=1).to(dtype) / channels**0.5
     bias = _randn(2 * out, seed=2).to(dtype)
     exact = F.linear(x.double(), weight.double())
@@ -97,6 +98,13 @@ def test_attention_in_pieces(scores: int, monkeypatch: pytest.MonkeyPatch) -> No
     _assert_near(cpu.attend(q, k, v), exact, torch.bfloat16)
 
 
+def test_products_in_other_formats_are_torchs_own() -> None:
+    with torch.inference_mode():
+        x, weight = _randn(4, 8).double(), _randn(6, 8, seed=1).double()
+        assert not cpu.has_products(x.dtype)
+        assert torch.equal(operations.product(x, weight, None), F.linear(x, weight))
+
+
 def test_gradients_take_the_reference() -> None:
     x = _randn(4, 8).requires_grad_()
     weight = _randn(6, 8, seed=1)
@@ -121,7 +129,7 @@ def test_without_onednn_products_are_torchs_own(missing: str, monkeypatch: pytes
     try:
         with torch.inference_mode():
             x, weight = _randn(4, 8), _randn(6, 8, seed=1)
-            assert not cpu.has_products()
+            assert not cpu.has_products(torch.float32)
             assert torch.equal(operations.product(x, weight, None), F.linear(x, weight))
             assert operations.gated_product(x, weight) is None
     finally:

@@ -162,7 +162,7 @@ def test_a_picture_is_deleted_and_with_the_last_one_its_job(server: Running) -> 
 
 def test_others_pictures_are_neither_shown_nor_deleted(serve: Serve) -> None:
     with serve() as server:
-        (_, one), (_, other) = server.store.add_key("one"), server.store.add_key("other")
+        (_, one), (_, other) = server.store.keys.add("one"), server.store.keys.add("other")
         server.client.headers["Authorization"] = f"Bearer {one}"
         job = made(server, prompt="a cat", image=base64.b64encode(png()).decode())
         server.client.headers["Authorization"] = f"Bearer {other}"

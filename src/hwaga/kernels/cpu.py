@@ -22,20 +22,20 @@ SCORES_ALIVE = SCORES + SCORES // 2
 
 
 @cache
-def has_products() -> bool:
-    """Whether this is a CPU that oneDNN's products are for, and torch offers them.
+def has_products(dtype: torch.dtype) -> bool:
+    """Whether this is a CPU that oneDNN's products are for, and torch offers them in a number format.
 
     They are what torch's compiler calls for a linear layer and its activation, and no documented interface; so they are looked
-    for, and done without. Measured on x86 (AMD's Zen 4), where MKL's float32 products reach four fifths of their speed, and two
-    thirds where rows are not a multiple of 16 numbers.
+    for, and done without. What they gain over torch's own is measured by ``benchmarks/cpu_products.py``.
     """
     pointwise = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return (
-        torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-        and pointwise is not None
-        and {"default", "binary"} <= set(pointwise.overloads())
-    )
+    if not torch.backends.mkldnn.is_available() or pointwise is None:
+        return False
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return False
+    if not {"default", "binary"} <= set(pointwise.overloads()):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -86,14 +86,14 @@ def turned_heads(
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``F.linear`` of ``[tokens, in]``."""
     # In bfloat16 torch takes oneDNN's products anyway.
-    if x.dtype == torch.float32 and _is_on_cpu(x) and cpu.has_products():
+    if x.dtype == torch.float32 and _is_on_cpu(x) and cpu.has_products(x.dtype):
         return cpu.product(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
 def gated_product(x: Tensor, weight: Tensor) -> Tensor | None:
     """``swiglu`` of the product with ``[2 * hidden, in]`` in the same pass, or None where the device has no such product."""
-    return cpu.gated_product(x, weight) if _is_on_cpu(x) and cpu.has_products() else None
+    return cpu.gated_product(x, weight) if _is_on_cpu(x) and cpu.has_products(x.dtype) else None
 
 
 def scaled_product(x: Coded, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -72,7 +72,7 @@ def _in_form(x: Tensor, form: Form) -> Rows:
         return x
     values = x.float()
     scale = values.abs().amax(-1, keepdim=True).div(LARGEST).clamp_min(SMALLEST_SCALE)
-    return Coded((values / scale).to(torch.float8_e4m3fn), scale, x if form & Form.PLAIN else None)
+    return Coded((values / scale).to(torch.float8_e4m3fn), scale, x if form.plain else None)
 
 
 def scaled_product(x: Coded, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -143,10 +143,34 @@ def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
-def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """``silu(group_norm(x))`` of ``[batch, channels, height, width]``."""
+def group_norm_silu(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, offset: Tensor | None = None, silu: bool = True
+) -> Tensor:
+    """``silu(group_norm(x + offset))`` of ``[batch, channels, height, width]``; ``x`` may be written over.
+
+    Args:
+        offset: ``[channels]``, or None for nothing to add.
+        silu: False for the norm alone.
+    """
+    normed = F.group_norm(x if offset is None else x + offset[:, None, None], groups, weight, bias, eps)
     # In place where no gradient needs the values: at full resolution a tensor more is a quarter more memory.
-    return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=not torch.is_grad_enabled())
+    return F.silu(normed, inplace=not torch.is_grad_enabled()) if silu else normed
+
+
+def add_group_norm_silu(
+    update: Tensor, residual: Tensor | None, offset: Tensor | None, groups: int, weight: Tensor, bias: Tensor, eps: float,
+    *, silu: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The sum of ``add``, and ``group_norm_silu`` of it. Both tensors may be written over."""
+    total = add(update, residual, offset)
+    return total, group_norm_silu(total, groups, weight, bias, eps, silu=silu)
+
+
+def add(update: Tensor, residual: Tensor | None, offset: Tensor | None) -> Tensor:
+    """``update + residual + offset`` of ``[batch, channels, height, width]`` and ``[channels]``, written over ``update``."""
+    if offset is not None:
+        update = update.add_(offset[:, None, None])
+    return update if residual is None else update.add_(residual)
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

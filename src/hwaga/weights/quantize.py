@@ -29,6 +29,9 @@ VALUES_AT_ONCE = 2**20
 ENCODING = 18
 """Bytes that quantising takes for each weight of those at a time: at most four copies in float32, and codes."""
 
+RUN = 16
+"""Codes that a GPU takes at a time: both sides of a weight that is multiplied as it is kept are multiples of this."""
+
 _SMALLEST = 1e-30
 _FP8_MOST = 448.0
 
@@ -152,7 +155,7 @@ class QuantizedLinear(FusedLinear):
 
     def multiply_codes(self) -> None:
         """From now on takes rows in 8 bits, if its own codes can be multiplied with them: e4m3, in runs of 16."""
-        if self.precision.name == "fp8" and self.in_features % 16 == 0 and self.out_features % 16 == 0:
+        if self.precision.name == "fp8" and self.in_features % RUN == 0 and self.out_features % RUN == 0:
             self.takes_codes = True
             self._make_room()
 
