@@ -21,7 +21,7 @@ from hwaga.errors import DeviceError, DoesNotFitError
 from hwaga.families import find_family
 from hwaga.families.family import Model, Picture
 from hwaga.memory.budget import budget, cap_for, host_memory, process_memory, rounded
-from hwaga.memory.device import device_memory, find_device
+from hwaga.memory.device import device_memory, find_device, multiplies_bfloat16
 from hwaga.memory.plan import Budget, Plan, plan
 from hwaga.memory.sharing import Holding, holding_of
 from hwaga.model_lookup import find_card
@@ -242,7 +242,8 @@ def find_dtype(name: str | None, offered: Sequence[str], device: str) -> torch.d
         DeviceError: the model does not run in it.
     """
     if name is None:
-        name = "float32" if device == "cpu" else offered[0]
+        on_cpu = "bfloat16" if multiplies_bfloat16() else "float32"
+        name = on_cpu if device == "cpu" else offered[0]
     name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(name, name)
     if name not in offered:
         raise DeviceError(f"The number format must be one of {', '.join(offered)}, not {name!r}.")

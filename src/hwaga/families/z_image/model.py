@@ -18,7 +18,7 @@ from hwaga.families.z_image.memory_use import Networks, phases
 from hwaga.families.z_image.text_encoder import Qwen3Encoder
 from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
-from hwaga.kernels.attention import SCORES_ALIVE, keeps_scores
+from hwaga.kernels.attention import scores_alive
 from hwaga.kernels.operations import multiplies_codes
 from hwaga.memory.plan import Demand, PartSize
 from hwaga.sampling.schedule import drop_first, flow_match
@@ -138,7 +138,7 @@ class ZImageModel:
                 )
             )
         filling = max(size.filling for size in sizes)
-        scores = SCORES_ALIVE if keeps_scores(self.device, self.dtype) else 0
+        scores = scores_alive(self.device, self.dtype)
         writing = {
             name: max(unit.writing_bytes for unit in (rest, *blocks)) for name, (rest, blocks) in self.parts.items()
         }
