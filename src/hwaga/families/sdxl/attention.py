@@ -16,12 +16,22 @@ NARROW = 128
 class QuickAttention:
     """A processor for diffusers' ``Attention`` modules as SDXL's networks have them: no masks, no norms of heads."""
 
-    def __call__(self, module: Any, states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object) -> Tensor:
+    def __call__(
+        self,
+        module: Any,
+        states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """What ``[rows, tokens, channels]`` or ``[rows, channels, h, w]`` make of themselves, or of what was read of prompts.
 
         Args:
-            encoder_hidden_states: ``[rows, words, D]``, which diffusers calls so.
+            encoder_hidden_states: ``[rows, words, D]``. This name and the next ones are those that diffusers passes things by.
+            attention_mask: None.
+            temb: the time, which SDXL's attention has no use for.
         """
+        assert attention_mask is None, "nothing is masked in SDXL"
         x = states.flatten(2).transpose(1, 2) if states.ndim == 4 else states
         if module.group_norm is not None:
             x = module.group_norm(x.transpose(1, 2)).transpose(1, 2)
