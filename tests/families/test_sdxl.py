@@ -20,11 +20,13 @@ from sdxl_reference import random_sdxl
 
 from hwaga import CardError, CheckpointError, Engine, ImageRequest, ModelError, RequestError, Result, Step
 from hwaga.families import find_family
+from hwaga.families.family import Picture
 from hwaga.families.sdxl import memory_use
 from hwaga.families.sdxl.model import SdxlModel
 from hwaga.families.sdxl.networks import unet_unit
 from hwaga.forecast import forecast
 from hwaga.image_file import encode_result, read_settings
+from hwaga.kernels import attention
 from hwaga.model_lookup import find_card
 from hwaga.settings import Settings
 
@@ -136,6 +138,29 @@ def test_large_pictures_in_little_room(engine: Engine, monkeypatch: pytest.Monke
         assert engine.generate(request).image.size == (384, 256)
         assert engine.plan is not None
         assert engine.plan.tile("decode") == 256
+
+
+def test_attention_in_pieces(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on devices that write scores out, for the U-Net and the autoencoder alike; the plan counts them."""
+    model = model_of(engine)
+    whole = np.asarray(engine.generate(REQUESTS[0]).image, int)
+    asked: list[int] = []
+
+    def kept(*_: object) -> bool:
+        asked.append(1)
+        return True
+
+    monkeypatch.setattr(attention, "keeps_scores", kept)
+    monkeypatch.setattr("hwaga.families.sdxl.attention.keeps_scores", kept)
+    monkeypatch.setattr(attention, "SCORES", 2**12)
+    assert np.abs(np.asarray(engine.generate(REQUESTS[0]).image, int) - whole).max() <= 1
+    assert asked
+    picture = [Picture(64, 64, 10)]
+    plain = {phase.name: phase.work[0].nbytes for phase in model.demand(picture, 3, 0).phases}
+    monkeypatch.setattr(model, "_keeps_scores", True)
+    scored = {phase.name: phase.work[0].nbytes for phase in model.demand(picture, 3, 0).phases}
+    grown = {name for name, nbytes in scored.items() if nbytes == plain[name] + attention.SCORES_ALIVE}
+    assert grown == {"denoise", "decode"}
 
 
 def test_steps_have_previews(engine: Engine) -> None:

@@ -50,7 +50,9 @@ Number = Annotated[
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="Raise the prompt's limit of 512 tokens, up to 960.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cuda:1, mps or cpu (by default the fastest present).")]
-Dtype = Annotated[str | None, typer.Option(help="bfloat16 or float32 (by default what suits the device).")]
+Dtype = Annotated[
+    str | None, typer.Option(help="bfloat16, float32, or float16 for SDXL (by default what suits the device).")
+]
 Precision = Annotated[
     str | None,
     typer.Option(

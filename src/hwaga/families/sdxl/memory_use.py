@@ -41,9 +41,6 @@ H100."""
 ENCODER, ENCODER_COPIES = 5.1, 2.0
 """The same of the encoder. 5.0 alive."""
 
-SCORES = 3
-"""Matrices of scores that are alive where attention writes them out."""
-
 TILES = (1024, 768, 512, 256)
 """Sides in pixels of the pieces that pictures may be encoded and decoded in, where they don't fit as a whole."""
 
@@ -55,8 +52,7 @@ def phases(
     vae_itemsize: int,
     filling: int,
     writing: Mapping[str, int] = NOTHING,
-    *,
-    keeps_scores: bool = False,
+    scores: int = 0,
 ) -> tuple[Phase, ...]:
     """The stages of a batch, and what each of them takes.
 
@@ -64,7 +60,7 @@ def phases(
         itemsize, vae_itemsize: bytes of a number of the model, and of its autoencoder.
         filling: taken beside a unit of weights while it is read.
         writing: by part, taken while a weight is written out for a product.
-        keeps_scores: attention writes its scores out.
+        scores: taken by attention that writes its scores out.
     """
     windows = [max(-(-picture.tokens // CONTENT), 1) for picture in pictures]
     rows = [1 + picture.guided for picture in pictures]
@@ -87,10 +83,9 @@ def phases(
     denoise = 0
     for (w, h), row in together.items():
         states = row * (w // networks.scale) * (h // networks.scale)
-        scores = SCORES * row * _scores(networks, w, h) * itemsize if keeps_scores else 0
-        denoise = max(denoise, round(states * (UNET + UNET_COPIES) * channels[0] * itemsize) + scores)
+        denoise = max(denoise, round(states * (UNET + UNET_COPIES) * channels[0] * itemsize))
     # What every sampler keeps of each picture: its latents, the denoised ones of two steps, and the outputs of both prompts.
-    held = captions + 4 * latents
+    held = captions + 4 * latents + scores
     found = [
         Phase("load", "", (Work(filling + SLACK),)),
         Phase("text", "text_encoder", (Work(text + writing.get("text_encoder", 0) + SLACK),)),
@@ -107,18 +102,6 @@ def phases(
         Phase("decode", "vae", _in_tiles(pictures, (DECODER + DECODER_COPIES) * vae_channels, vae_itemsize, held))
     )
     return tuple(found)
-
-
-def _scores(networks: Networks, width: int, height: int) -> int:
-    """Numbers of the largest matrix of scores of one row."""
-    heads = networks.unet["attention_head_dim"]  # which diffusers calls so, and which is their number
-    counts = heads if isinstance(heads, list | tuple) else [heads] * len(networks.unet["block_out_channels"])
-    most = 0
-    for level, (kind, count) in enumerate(zip(networks.unet["down_block_types"], counts, strict=True)):
-        if kind.startswith("CrossAttn"):
-            side = networks.scale * 2**level
-            most = max(most, int(count) * (-(-width // side) * -(-height // side)) ** 2)
-    return most
 
 
 def _in_tiles(pictures: Sequence[Picture], numbers: float, itemsize: int, held: int) -> tuple[Work, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hwaga.families.family import Course, Picture
+from hwaga.families.sdxl.attention import QuickAttention
 from hwaga.families.sdxl.autoencoder import Autoencoder, autoencoder_dtype
 from hwaga.families.sdxl.captions import Caption, Encoders, Prompt
 from hwaga.families.sdxl.denoiser import Denoiser
@@ -19,7 +20,7 @@ from hwaga.families.sdxl.memory_use import phases
 from hwaga.families.sdxl.networks import Networks, clip_order, clip_unit, unet_order, unet_unit
 from hwaga.families.sdxl.noise import KARRAS, Prediction, level
 from hwaga.families.sdxl.words import PromptTokenizer
-from hwaga.kernels.attention import keeps_scores
+from hwaga.kernels.attention import SCORES_ALIVE, keeps_scores
 from hwaga.memory.plan import Demand, PartSize
 from hwaga.sampling.trained_noise import keep_last
 from hwaga.sampling.walk import Derivative
@@ -96,6 +97,10 @@ class SdxlModel:
         self.text_encoder_2: Any = text_encoder_2.network.eval()
         self.unet: Any = unet.network.eval()
         self.vae: Any = vae.network.eval()
+        attending: tuple[Any, ...] = (self.unet, self.vae)
+        for network in attending:
+            network.set_attn_processor(QuickAttention())
+        self._keeps_scores = any(keeps_scores(device, each) for each in (dtype, vae_dtype))
         self.autoencoder = Autoencoder(self.vae, vae_dtype, networks.scale, networks.scaling)
         self.parts: dict[str, tuple[Unit, Sequence[Unit]]] = {
             "text_encoder": (layers[""], [layers[name] for name in sorted(filter(None, layers), key=clip_order)]),
@@ -138,7 +143,7 @@ class SdxlModel:
             self.autoencoder.dtype.itemsize,
             max(size.filling for size in sizes),
             {name: max(unit.writing_bytes for unit in (rest, *blocks)) for name, (rest, blocks) in self.parts.items()},
-            keeps_scores=keeps_scores(self.device, self.dtype),
+            SCORES_ALIVE if self._keeps_scores else 0,
         )
         # Pictures of different sizes go through the denoiser one after the other, each time past all of its weights.
         passes = steps * len({(picture.width, picture.height) for picture in pictures})
