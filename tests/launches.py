@@ -44,6 +44,7 @@ def noted() -> Iterator[set[Variant]]:
         patch.setattr(wide_attention, "_scores", scores)  # a product that is for GPUs alone
         patch.setattr(JITFunction, "run", run)
         patch.setattr(operations, "_is_fused", lambda x: True)
+        patch.setattr(operations, "_is_on_cpu", lambda x: False)
         patch.setattr(image_ops, "fused", lambda x: x.itemsize == 2)
         yield found
 

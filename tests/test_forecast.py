@@ -28,7 +28,11 @@ def test_it_says_what_an_engine_plans(settings: Settings) -> None:
     with Engine.open("mini", device="cpu", settings=settings) as engine:
         assert engine.plan is not None
         assert (said.plan.parts, said.plan.phases) == (engine.plan.parts, engine.plan.phases)
-        assert (said.precision, said.dtype, said.present) == (engine.precision, "float32", True)
+        assert (said.precision, said.dtype, said.present) == (
+            engine.precision,
+            str(engine.dtype).removeprefix("torch."),
+            True,
+        )
 
 
 def test_an_absent_model_has_its_published_sizes(settings: Settings) -> None:

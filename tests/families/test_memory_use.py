@@ -22,8 +22,9 @@ from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.memory_use import Networks, factors, phases
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.kernels.attention import scores_alive
 from hwaga.weights import quantize
-from hwaga.weights.adapters import Adapters, LinearAdapter, LowRank
+from hwaga.weights.adapters import Adapters, LayerAdapter, LowRank
 from hwaga.weights.quantize import PRECISIONS, QuantizedLinear
 
 NETWORKS = Networks(
@@ -70,8 +71,12 @@ def predicted(
     coded: bool = False,
     networks: Networks = NETWORKS,
 ) -> int:
+    # Torch's own attention serves the others: the text encoder's looks back only, the autoencoder's is in one format.
+    scores = scores_alive(torch.device("cpu"), dtype) if phase in ("caption", "denoise") and not fused else 0
     of = factors(networks, dtype.itemsize, fused=fused, coded=coded)
-    found = next(p for p in phases(networks, pictures, 4, dtype.itemsize, 0, factors=of) if p.name == phase)
+    found = next(
+        p for p in phases(networks, pictures, 4, dtype.itemsize, 0, scores=scores, factors=of) if p.name == phase
+    )
     return next(work.nbytes for work in found.work if work.tile == tile)
 
 
@@ -163,7 +168,7 @@ def test_denoise_in_codes_and_with_loras(coded: bool, lora: bool, monkeypatch: p
                     kept.multiply_codes()
                     setattr(parent, name, kept.to_empty(device="cpu"))
     adapters = {
-        linear: LinearAdapter(
+        linear: LayerAdapter(
             LowRank(torch.zeros(8, linear.in_features).bfloat16(), torch.zeros(linear.out_features, 8).bfloat16()), ()
         )
         for linear in transformer.modules()
@@ -189,8 +194,8 @@ def test_decode_and_source(width: int, height: int, tile: int | None, dtype: tor
         noise = torch.zeros(1, 16, height // 8, width // 8)
         autoencoder.encode(torch.zeros(1, 3, height, width), noise, tile)
 
-    check(peak_beside(decode), predicted(pictures, dtype, "decode", fused, tile), fused)
-    check(peak_beside(encode), predicted(pictures, dtype, "source", fused, tile), fused)
+    check(peak_beside(decode), predicted(pictures, dtype, "decode", fused, tile), fused and dtype.itemsize == 2)
+    check(peak_beside(encode), predicted(pictures, dtype, "source", fused, tile), fused and dtype.itemsize == 2)
 
 
 def test_what_is_alive_is_counted() -> None:

@@ -13,6 +13,7 @@ from placed import model_of, open_small
 from torch import Tensor
 
 from hwaga.families import find_family
+from hwaga.families.family import Course
 from hwaga.families.z_image.model import ZImageModel
 from hwaga.sampling.schedule import flow_match
 from hwaga.weights.quantize import QuantizedLinear
@@ -52,13 +53,14 @@ def test_a_picture_compiles_nothing_more(model: ZImageModel) -> None:
         for sizes in ([(1024, 1024)], [(1344, 768), (880, 1104)]):
             shapes = [model.latent_shape(*size) for size in sizes]
             captions = model.encode_prompts([range(57 + 20 * i) for i in range(len(sizes))], [None] * len(sizes))
-            schedules = [flow_match(8, 3.0)] * len(sizes)
+            schedule = flow_match(8, 3.0)
             latents = [
                 model.encode_pixels(torch.empty(3, height, width, device=META), None).expand(shape)
                 for (width, height), shape in zip(sizes, shapes, strict=True)
             ]
-            with model.denoising(captions, shapes, schedules, [None] * len(sizes)) as velocity:
-                outputs = velocity(latents, [schedule[1].item() for schedule in schedules], range(len(sizes)))
+            courses = [Course(caption, shape, schedule) for caption, shape in zip(captions, shapes, strict=True)]
+            with model.denoising(courses) as velocity:
+                outputs = velocity(latents, [schedule[1].item()] * len(sizes), range(len(sizes)))
             for output in outputs:
                 model.decode_latents(output)
     names = {name for name, _ in needed}

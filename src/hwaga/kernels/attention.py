@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hwaga.kernels import cpu
+
 CANDIDATES = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 """Ways of torch's that need no matrix of scores."""
 
@@ -46,6 +48,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
 
     Where the device has no kernel that works without the matrix of scores, queries go through in pieces.
     """
+    if q.dtype != v.dtype:
+        return cpu.attend(q, k, v)
     grouped = q.shape[1] != k.shape[1]
     if not keeps_scores(q.device, q.dtype):
         way = quickest(q.device, q.dtype, q.shape[-1], q.shape[2] >= PLANNED, grouped, causal) if q.is_cuda else None
@@ -139,3 +143,10 @@ def wide_attention_bytes(tokens: int, itemsize: int) -> int:
     """
     queries = queries_at_once(tokens)
     return queries * tokens * (4 + (itemsize if queries == tokens else 2 * itemsize))
+
+
+def scores_alive(device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes of scores that attention has written out at a time, at most."""
+    if keeps_scores(device, dtype):
+        return SCORES_ALIVE
+    return cpu.SCORES_ALIVE if device.type == "cpu" and dtype == torch.bfloat16 else 0

@@ -14,12 +14,16 @@ SMALLEST_SCALE = 1e-12
 """A row of zeros is divided by something, too."""
 
 
-class Form(enum.Flag):
-    """How an operation hands its result on."""
+class Form(enum.Enum):
+    """How an operation hands its result on: plain, coded, or both."""
 
-    PLAIN = enum.auto()
-    CODES = enum.auto()
-    BOTH = PLAIN | CODES
+    PLAIN = (True, False)
+    CODES = (False, True)
+    BOTH = (True, True)
+
+    def __init__(self, plain: bool, codes: bool) -> None:
+        self.plain = plain
+        self.codes = codes
 
 
 class Coded(NamedTuple):

@@ -138,7 +138,7 @@ def _over_rows(
     total = x if update is None else torch.empty_like(x)
     if update is not None:
         update = update.contiguous()
-    plain = torch.empty_like(x) if gain is not None and form & Form.PLAIN else None
+    plain = torch.empty_like(x) if gain is not None and form.plain else None
     codes, scale = _room_for_codes(x, channels, form)
     if tokens:
         block = triton.next_power_of_2(channels)
@@ -157,14 +157,14 @@ def swiglu(gate_up: Tensor, form: Form = Form.PLAIN) -> Rows:
     gate_up = gate_up.contiguous()
     tokens, hidden = gate_up.shape[0], gate_up.shape[1] // 2
     # Where nobody wants it, its memory is not even asked for.
-    plain = gate_up.new_empty(tokens if form & Form.PLAIN else 0, hidden)
+    plain = gate_up.new_empty(tokens if form.plain else 0, hidden)
     codes, scale = _room_for_codes(gate_up, hidden, form)
     if tokens:
         # A scale is of a whole row; without one, smaller pieces keep more loads under way.
         block = triton.next_power_of_2(hidden) if codes is not None else min(triton.next_power_of_2(hidden), 1024)
         _swiglu_kernel[(tokens, triton.cdiv(hidden, block))](
             gate_up, plain, codes, scale, hidden,
-            PLAIN=bool(form & Form.PLAIN), CODES=codes is not None, LARGEST=LARGEST, SMALLEST=SMALLEST_SCALE, BLOCK=block,
+            PLAIN=form.plain, CODES=codes is not None, LARGEST=LARGEST, SMALLEST=SMALLEST_SCALE, BLOCK=block,
             num_warps=_warps(block),
         )  # fmt: skip
     return _in_form(plain, codes, scale, form)
@@ -195,7 +195,7 @@ def turned_heads(
 
 
 def _room_for_codes(x: Tensor, channels: int, form: Form) -> tuple[Tensor | None, Tensor | None]:
-    if not form & Form.CODES:
+    if not form.codes:
         return None, None
     codes = torch.empty(x.shape[0], channels, dtype=torch.float8_e4m3fn, device=x.device)
     return codes, torch.empty(x.shape[0], 1, dtype=torch.float32, device=x.device)
@@ -204,7 +204,7 @@ def _room_for_codes(x: Tensor, channels: int, form: Form) -> tuple[Tensor | None
 def _in_form(plain: Tensor, codes: Tensor | None, scale: Tensor | None, form: Form) -> Rows:
     if codes is None or scale is None:
         return plain
-    return Coded(codes, scale, plain if form & Form.PLAIN else None)
+    return Coded(codes, scale, plain if form.plain else None)
 
 
 def _warps(block: int) -> int:

@@ -72,7 +72,7 @@ def _in_form(x: Tensor, form: Form) -> Rows:
         return x
     values = x.float()
     scale = values.abs().amax(-1, keepdim=True).div(LARGEST).clamp_min(SMALLEST_SCALE)
-    return Coded((values / scale).to(torch.float8_e4m3fn), scale, x if form & Form.PLAIN else None)
+    return Coded((values / scale).to(torch.float8_e4m3fn), scale, x if form.plain else None)
 
 
 def scaled_product(x: Coded, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

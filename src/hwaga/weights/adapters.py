@@ -1,7 +1,10 @@
-"""What a LoRA adds to a network's linear layers while it runs. The layers' own weights are never touched.
+"""What a LoRA adds to a network's layers while it runs. The layers' own weights are never touched.
 
 A network takes a ``LinearCall`` and sends every product with weights through it. ``plain`` is the products alone; ``adapted``
-gives one that adds, to the rows of each picture of a batch, what that picture's LoRAs say.
+gives one that adds, to the rows of each picture of a batch, what that picture's LoRAs say. A network that takes none is
+borrowed from elsewhere; ``LayerAdapter.add_after`` is for hooks on its layers.
+
+A convolution's weight is taken as the matrix ``[out, in * height * width]``, so that deltas of both kinds of layers are alike.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.kernels.coded import Coded, Form, Rows
+from hwaga.kernels.operations import gated_product, product, swiglu
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class LowRank:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, self.down), self.up)
+
+    def convolved(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        return F.conv2d(_convolve(x, self.down, conv), self.up[:, :, None, None])
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,11 @@ class Kronecker:
         inner = F.linear(x.unflatten(-1, (self.left.shape[1], self.right.shape[1])), self.right)
         return (self.left @ inner).flatten(-2)
 
+    def convolved(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        # The channels are groups of some; each group goes through the same small convolution, and then groups are mixed.
+        inner = _convolve(x.unflatten(1, (self.left.shape[1], -1)).flatten(0, 1), self.right, conv)
+        return torch.einsum("og,bg...->bo...", self.left, inner.unflatten(0, (len(x), -1))).flatten(1, 2)
+
 
 @dataclass(frozen=True)
 class Full:
@@ -81,17 +93,27 @@ class Full:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
 
+    def convolved(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        return _convolve(x, self.weight, conv)
+
+
+def _convolve(x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+    """As ``conv`` goes over its input, with another weight: a matrix ``[out, in * height * width]``."""
+    kernel = weight.view(len(weight), -1, *conv.kernel_size)
+    return F.conv2d(x, kernel, None, conv.stride, conv.padding, conv.dilation)
+
 
 Delta = LowRank | Kronecker | Full
-"""What is added to a weight, or to some rows of it. Called with ``[tokens, in]``, each gives ``[tokens, out]``."""
+"""What is added to a weight, or to some rows of it. Called with ``[tokens, in]``, each gives ``[tokens, out]``; ``convolved``
+takes ``[batch, in, H, W]`` through it as through a convolution's weight."""
 
 MOST_JOINED = 256
 """Ranks of a delta above which zeros for the rows of its neighbours would take more memory than the delta."""
 
 
 @dataclass(frozen=True)
-class LinearAdapter:
-    """All that is added to one linear layer.
+class LayerAdapter:
+    """All that is added to one layer.
 
     Attributes:
         joined: the low-rank deltas as one, of all their ranks together: an ``up`` holds zeros outside of the rows that it
@@ -103,7 +125,7 @@ class LinearAdapter:
     others: tuple[tuple[slice, Delta], ...]
 
     @classmethod
-    def of(cls, deltas: Iterable[tuple[slice, Delta]], rows: int) -> LinearAdapter:
+    def of(cls, deltas: Iterable[tuple[slice, Delta]], rows: int) -> LayerAdapter:
         """One adapter of deltas, each with the output rows that it stands for.
 
         Args:
@@ -120,7 +142,7 @@ class LinearAdapter:
         return cls(_joined(low_rank), tuple(others))
 
     @classmethod
-    def combined(cls, parts: Sequence[tuple[LinearAdapter, float]]) -> LinearAdapter:
+    def combined(cls, parts: Sequence[tuple[LayerAdapter, float]]) -> LayerAdapter:
         """Several adapters of one layer, each with a weight."""
         low_rank = [part.joined.scaled(weight) for part, weight in parts if part.joined]
         others = tuple((place, delta.scaled(weight)) for part, weight in parts for place, delta in part.others)
@@ -142,6 +164,20 @@ class LinearAdapter:
         for place, delta in self.others:
             out[:, place] += delta(x)
 
+    def add_after(self, layer: nn.Module, x: Tensor, out: Tensor) -> None:
+        """Adds what belongs to ``x`` to what a layer has made of it, of any shape.
+
+        Args:
+            out: ``[batch, ..., out]``, or ``[batch, out, H, W]`` of a convolution.
+        """
+        if self.joined is not None:
+            out += self.joined.convolved(x, layer) if isinstance(layer, nn.Conv2d) else self.joined(x)
+        for place, delta in self.others:
+            if isinstance(layer, nn.Conv2d):
+                out[:, place] += delta.convolved(x, layer)
+            else:
+                out[..., place] += delta(x)
+
     def tensors(self) -> list[Tensor]:
         """Every tensor that is held."""
         deltas = [delta for _, delta in self.others] + ([] if self.joined is None else [self.joined])
@@ -158,21 +194,21 @@ def _joined(low_rank: Sequence[LowRank]) -> LowRank | None:
 class Adapters:
     """What a set of LoRAs adds to a model, layer by layer."""
 
-    by_linear: Mapping[nn.Linear, LinearAdapter]
+    by_layer: Mapping[nn.Module, LayerAdapter]
 
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        return sum(tensor.nbytes for adapter in self.by_linear.values() for tensor in adapter.tensors())
+        return sum(tensor.nbytes for adapter in self.by_layer.values() for tensor in adapter.tensors())
 
     @classmethod
     def combined(cls, parts: Sequence[tuple[Adapters, float]]) -> Adapters:
         """Several sets as one, each with a weight."""
-        by_linear: dict[nn.Linear, list[tuple[LinearAdapter, float]]] = {}
+        by_layer: dict[nn.Module, list[tuple[LayerAdapter, float]]] = {}
         for adapters, weight in parts:
-            for linear, adapter in adapters.by_linear.items():
-                by_linear.setdefault(linear, []).append((adapter, weight))
-        return cls({linear: LinearAdapter.combined(found) for linear, found in by_linear.items()})
+            for layer, adapter in adapters.by_layer.items():
+                by_layer.setdefault(layer, []).append((adapter, weight))
+        return cls({layer: LayerAdapter.combined(found) for layer, found in by_layer.items()})
 
 
 @dataclass(frozen=True)
@@ -189,16 +225,15 @@ class LinearCall:
         """What a layer wants its rows in: coded if it multiplies codes, and plain as well for a LoRA beside it."""
         if not getattr(linear, "takes_codes", False):
             return Form.PLAIN
-        beside = any(linear in own.by_linear for _, _, own in self.runs)
-        return Form.BOTH if beside else Form.CODES
+        return Form.BOTH if self._is_beside(linear) else Form.CODES
 
     def __call__(self, linear: nn.Linear, x: Rows) -> Tensor:
         """``[tokens, in]`` to ``[tokens, out]``."""
         if not self.runs:
-            return cast(Tensor, linear(x))
-        found = [(first, last, own.by_linear[linear]) for first, last, own in self.runs if linear in own.by_linear]
+            return _alone(linear, x)
+        found = [(first, last, own.by_layer[linear]) for first, last, own in self.runs if linear in own.by_layer]
         if not found:
-            return cast(Tensor, linear(x))
+            return _alone(linear, x)
         if isinstance(x, Coded):
             assert x.plain is not None, "rows for a layer with LoRAs are asked for by form()"
             out = cast(Tensor, linear(x))
@@ -216,6 +251,29 @@ class LinearCall:
         out[end:].zero_()
         out.addmm_(x, linear.weight.t())
         return out if linear.bias is None else out.add_(linear.bias)
+
+    def gated(self, linear: nn.Linear, x: Rows, form: Form) -> Rows:
+        """``swiglu`` of what a layer without bias gives, in the form that is wanted."""
+        if form is Form.PLAIN and isinstance(x, Tensor) and _is_dense(linear) and not self._is_beside(linear):
+            hidden = gated_product(x, linear.weight)
+            if hidden is not None:
+                return hidden
+        return swiglu(self(linear, x), form)
+
+    def _is_beside(self, linear: nn.Linear) -> bool:
+        """Whether any LoRA adds to a layer."""
+        return any(linear in own.by_layer for _, _, own in self.runs)
+
+
+def _alone(linear: nn.Linear, x: Rows) -> Tensor:
+    if _is_dense(linear) and isinstance(x, Tensor):
+        return product(x, linear.weight, linear.bias)
+    return cast(Tensor, linear(x))
+
+
+def _is_dense(linear: nn.Linear) -> bool:
+    """Whether a layer holds its weight as it is multiplied."""
+    return type(linear).forward is nn.Linear.forward
 
 
 plain = LinearCall()

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
-from hwaga.families.z_image.tiles import tiled
+from hwaga.families.tiles import tiled
 from hwaga.kernels.image_ops import add, add_group_norm_silu, attend_wide, convolve, group_norm_silu, upsample_conv
 from hwaga.weights.config import ConfigValues
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hwaga.families.family import Picture
+from hwaga.families.family import Course, Picture
 from hwaga.families.z_image.autoencoder import Autoencoder
 from hwaga.families.z_image.memory_use import Networks, factors, phases
 from hwaga.families.z_image.text_encoder import Qwen3Encoder
 from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
-from hwaga.kernels.attention import SCORES_ALIVE, keeps_scores
+from hwaga.kernels.attention import scores_alive
 from hwaga.kernels.operations import multiplies_codes, why_not_fused
 from hwaga.memory.plan import Demand, PartSize
-from hwaga.sampling.euler import Derivative
 from hwaga.sampling.schedule import drop_first, flow_match
+from hwaga.sampling.walk import Derivative
 from hwaga.weights.adapters import Adapters
 from hwaga.weights.checkpoint import Blueprint
 from hwaga.weights.layouts import Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
@@ -45,6 +45,9 @@ OnDevice = Callable[[str, int], AbstractContextManager[None]]
 
 class ZImageModel:
     """The networks of a Z-Image checkpoint; see ``families.family.Model`` for the methods."""
+
+    guided = False  # Turbo has guidance distilled into it
+    samplers = ("euler",)
 
     def __init__(
         self,
@@ -137,7 +140,7 @@ class ZImageModel:
                 )
             )
         filling = max(size.filling for size in sizes)
-        scores = SCORES_ALIVE if keeps_scores(self.device, self.dtype) else 0
+        scores = scores_alive(self.device, self.dtype)
         writing = {
             name: max(unit.writing_bytes for unit in (rest, *blocks)) for name, (rest, blocks) in self.parts.items()
         }
@@ -180,8 +183,8 @@ class ZImageModel:
         assert self._tokenizer is not None, "an outline reads no prompts"
         return self._tokenizer
 
-    def tokenize(self, prompt: str, limit: int) -> list[int]:
-        return self.tokenizer.ids_within(prompt, limit)
+    def tokenize(self, prompt: str, limit: int) -> tuple[int, ...]:
+        return tuple(self.tokenizer.ids_within(prompt, limit))
 
     def count_tokens(self, prompt: str) -> int:
         return len(self.tokenizer.ids(prompt))
@@ -219,38 +222,32 @@ class ZImageModel:
 
     def _is_read_with(self, adapters: Adapters | None) -> bool:
         """Whether adapters change what the text encoder makes of a prompt."""
-        return adapters is not None and not self._reads.isdisjoint(adapters.by_linear)
+        return adapters is not None and not self._reads.isdisjoint(adapters.by_layer)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         scale = self.autoencoder.config.scale
         return self.transformer.config.in_channels, height // scale, width // scale
 
-    def schedule(self, steps: int, strength: float, *, steps_scale: bool) -> Tensor:
+    def schedule(self, steps: int, strength: float, *, steps_scale: bool, sampler: str) -> Tensor:  # noqa: ARG002
         if steps_scale:
             return drop_first(flow_match(steps, self.shift), strength)
         return flow_match(steps, self.shift, strength)
+
+    def begin(self, noise: Tensor, sigma: float, sampler: str) -> Tensor:  # noqa: ARG002
+        return noise
 
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         return sigma * noise + (1.0 - sigma) * latents
 
     @contextmanager
-    def denoising(
-        self,
-        conditionings: Sequence[Tensor],
-        shapes: Sequence[tuple[int, int, int]],
-        schedules: Sequence[Tensor],
-        adapters: Sequence[Adapters | None],
-    ) -> Iterator[Derivative]:
-        with self.on_device("denoiser", max(len(schedule) for schedule in schedules) - 1):
-            yield self._derivative(conditionings, shapes, schedules, adapters)
+    def denoising(self, courses: Sequence[Course]) -> Iterator[Derivative]:
+        with self.on_device("denoiser", max(len(course.schedule) for course in courses) - 1):
+            yield self._derivative(courses)
 
-    def _derivative(
-        self,
-        conditionings: Sequence[Tensor],
-        shapes: Sequence[tuple[int, int, int]],
-        schedules: Sequence[Tensor],
-        adapters: Sequence[Adapters | None],
-    ) -> Derivative:
+    def _derivative(self, courses: Sequence[Course]) -> Derivative:
+        conditionings: list[Tensor] = [course.conditioning for course in courses]
+        schedules = [course.schedule for course in courses]
+        adapters: list[Adapters | None] = [course.adapters for course in courses]
         # A row of the modulation for each noise level of each set of LoRAs.
         rows: dict[tuple[Adapters | None, float], int] = {}
         for own in dict.fromkeys(adapters):
@@ -266,7 +263,7 @@ class ZImageModel:
             nonlocal packed
             captions = [conditionings[i] for i in active]
             if packed is None or packed[0] != active:  # once, and again whenever a picture with fewer steps has left
-                sizes = [shapes[i][1:] for i in active]
+                sizes = [courses[i].shape[1:] for i in active]
                 packed = active, self.transformer.pack(sizes, [len(caption) for caption in captions])
             own = [adapters[i] for i in active]
             row = [rows[key] for key in zip(own, sigmas, strict=True)]

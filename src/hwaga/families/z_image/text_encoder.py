@@ -113,7 +113,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate, config.hidden, bias=False)
 
     def forward(self, x: Rows, linear: LinearCall) -> Tensor:
-        return linear(self.down_proj, swiglu(linear(self.gate_up_proj, x), linear.form(self.down_proj)))
+        return linear(self.down_proj, linear.gated(self.gate_up_proj, x, linear.form(self.down_proj)))
 
 
 @dataclass(frozen=True)

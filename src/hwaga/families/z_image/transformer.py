@@ -198,7 +198,7 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.hidden, config.dim, bias=False)
 
     def forward(self, x: Rows, linear: LinearCall) -> Tensor:
-        return linear(self.w2, swiglu(linear(self.w13, x), linear.form(self.w2)))
+        return linear(self.w2, linear.gated(self.w13, x, linear.form(self.w2)))
 
 
 class Block(nn.Module):
