@@ -319,7 +319,7 @@ def test_forecasts_say_what_engines_do(
     monkeypatch.setattr(forecast, "_there", lambda *_: there)
     monkeypatch.setattr(Placement, "budget", lambda _: there)
     cards = [small_card("one"), small_card("two"), small_card("three")]
-    with Engines.open(cards, device="cpu") as opened:
+    with Engines.open(cards, device="cpu", dtype="float32") as opened:
         tokens = model_of(opened.default).count_tokens(APPLE.prompt)
         for _ in range(2):
             plans = []
@@ -328,7 +328,7 @@ def test_forecasts_say_what_engines_do(
                 plans.append(plan_of(engine))
                 model_of(engine).forget()  # forecasts know of no prompts that are kept
     cards = [replace(card, limits=replace(card.limits, tokens=tokens)) for card in cards]
-    said = forecasts(cards, APPLE, device="cpu", settings=Settings(data_dir=str(tmp_path)))
+    said = forecasts(cards, APPLE, device="cpu", dtype="float32", settings=Settings(data_dir=str(tmp_path)))
     assert [each.plan.phases for each in said] == [plan.phases for plan in plans]
     assert [each.plan.neighbours for each in said] == [plan.neighbours for plan in plans]
     assert all(sum(other.leaves_bytes for other in plan.neighbours) > 0 for plan in plans)

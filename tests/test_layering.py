@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "resolve": FOUNDATION | {"prompt", "families", "weights"},
     "room": FOUNDATION | {"families", "memory"},
     "placement": FOUNDATION | {"families", "memory", "room"},
-    "forecast": FOUNDATION | {"families", "memory", "weights", "room", "resolve"},
+    "forecast": FOUNDATION | {"families", "memory", "weights", "kernels", "room", "resolve"},
     "forecasts": FOUNDATION | {"memory", "forecast"},
     "engine": FOUNDATION
     | {"prompt", "families", "memory", "weights", "sampling", "kernels", "room", "placement", "resolve", "forecast"},

@@ -20,6 +20,7 @@ from hwaga.cards import ModelCard
 from hwaga.errors import DeviceError, DoesNotFitError
 from hwaga.families import find_family
 from hwaga.families.family import Model, Picture
+from hwaga.kernels.operations import why_not_fused
 from hwaga.memory.budget import budget, cap_for, host_memory, process_memory, rounded
 from hwaga.memory.device import device_memory, find_device, multiplies_bfloat16
 from hwaga.memory.plan import Budget, Plan, plan
@@ -132,7 +133,7 @@ def forecast(
 
         @cache
         def model_kept(way: str) -> Model:
-            return opened.enter_context(closing(_headers(card, chosen, way)))
+            return opened.enter_context(closing(_headers(card, _like(place), chosen, way)))
 
         def planned(way: str, wanted: Sequence[Picture], count: int) -> Plan | None:
             try:
@@ -260,14 +261,19 @@ def _is_whole(card: ModelCard) -> bool:
     return card.present and (marker is None or not marker.missing)
 
 
-def _headers(card: ModelCard, dtype: torch.dtype, way: str) -> Model:
+def _like(place: torch.device | None) -> torch.device:
+    """Where a model lies that is only asked for its sizes: a GPU's are those of the meta device if operations are fused on it,
+    as they are on one that is thought of, and those of the CPU if they are not.
+    """
+    return torch.device("meta" if place is None or why_not_fused(place) is None else "cpu")
+
+
+def _headers(card: ModelCard, device: torch.device, dtype: torch.dtype, way: str) -> Model:
     """A model that can say what it would ask of memory."""
     family, precision = find_family(card.family), None if way == FULL else way
     if not _is_whole(card):
-        return family.outline(dtype=dtype, precision=precision)
-    return family.open(
-        card.folder, files=card.files, device=torch.device("cpu"), dtype=dtype, lora_bytes=0, precision=precision
-    )
+        return family.outline(device=device, dtype=dtype, precision=precision)
+    return family.open(card.folder, files=card.files, device=device, dtype=dtype, lora_bytes=0, precision=precision)
 
 
 def _there(place: torch.device | None, caps: Caps) -> Budget:

@@ -124,6 +124,27 @@ def keeps_scores(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type not in ("cpu", "meta")
 
 
+WIDE_SCORES = 64 * 2**20
+"""Bytes of float32 scores that ``wide_attention`` works on at a time. With 128 MiB it takes a tenth less time for a picture of
+1024², a fifth for 2048² (``benchmarks/gpu_vae.py``), and it is a small part of the autoencoder's work."""
+
+WIDE_QUERIES = 128
+"""There, queries go through in multiples of this, so that no tile of the products is part empty."""
+
+
+def queries_at_once(tokens: int) -> int:
+    """How many queries ``wide_attention`` takes through so many tokens at a time."""
+    return min(max(WIDE_SCORES // (4 * tokens) // WIDE_QUERIES, 1) * WIDE_QUERIES, tokens)
+
+
+def wide_attention_bytes(tokens: int, itemsize: int) -> int:
+    """What ``wide_attention`` takes beside its result: scores, the shares that they come to in the model's format, and, where
+    there are more queries than one piece of them, the shares of the piece before.
+    """
+    queries = queries_at_once(tokens)
+    return queries * tokens * (4 + (itemsize if queries == tokens else 2 * itemsize))
+
+
 def scores_alive(device: torch.device, dtype: torch.dtype) -> int:
     """Bytes of scores that attention has written out at a time, at most."""
     if keeps_scores(device, dtype):

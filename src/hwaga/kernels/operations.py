@@ -74,13 +74,18 @@ def turned_heads(
     halves: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.turned_heads``."""
-    if _is_fused(qkv) and 2 * rotation.shape[1] & (2 * rotation.shape[1] - 1) == 0:
+    if _is_fused(qkv) and turns(2 * rotation.shape[1]):
         from hwaga.kernels import fused
 
         return fused.turned_heads(qkv, heads, gains, eps, rotation, halves=halves)
     if not halves and _is_on_cpu(qkv):
         return cpu.turned_heads(qkv, heads, gains, eps, rotation)
     return reference.turned_heads(qkv, heads, gains, eps, rotation, halves=halves)
+
+
+def turns(dim: int) -> bool:
+    """Whether heads of a width are turned by a fused operation: where it is a power of two."""
+    return dim >= 2 and dim & (dim - 1) == 0
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -129,7 +134,8 @@ def why_not_fused(device: torch.device) -> str | None:
     try:
         from hwaga.kernels import fused
 
-        fused.coded(torch.zeros(1, 16, device=device))
+        with torch.cuda.device(device):  # Triton runs on the current one, wherever its tensors are
+            fused.coded(torch.zeros(1, 16, device=device))
     except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         reason = f"Triton does not run here, so that operations are not fused and pictures take longer: {error}"
         warnings.warn(reason, RuntimeWarning, stacklevel=2)

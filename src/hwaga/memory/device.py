@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,6 +47,11 @@ def find_device(name: str | None) -> torch.device:
     if name not in present:
         raise DeviceError(f"There is no device {name!r} here. There is {', '.join(present)}.")
     return torch.device(name)
+
+
+def current(device: torch.device) -> AbstractContextManager[None]:
+    """Makes a GPU the current one of this thread meanwhile. torch computes where its tensors are, Triton on the current GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def device_memory(device: torch.device) -> DeviceMemory | None:
