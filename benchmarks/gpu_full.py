@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import copy
+import dataclasses
 import gc
 import json
 import lzma
@@ -213,14 +215,28 @@ def millijoules() -> int | None:
         return None
 
 
-def open_contenders(folder: Path, device: str, figures: dict[str, Any]) -> dict[str, Callable[..., Any]]:
-    """By name, what makes pictures of a size for seeds, a list of (picture, timings of its phases or None)."""
-    import copy
+def preview_milliseconds(engine: Any, size: tuple[int, int]) -> dict[str, float]:
+    """What the small picture of a step takes once the step has been computed, on its way to the host included."""
+    from hwaga import ImageRequest, Settings, Step
+    from hwaga.model_lookup import find_card
 
+    engine.card = dataclasses.replace(
+        engine.card, preview=find_card("mini", Settings.read().models).preview
+    )  # of as many channels
+    taken = []
+    for event in engine.stream(ImageRequest(PROMPT, width=size[0], height=size[1], steps=STEPS, seed=1)):
+        if isinstance(event, Step):
+            taken.append(timed(lambda event=event: event.preview, torch.cuda.is_available())[0] * 1000)
+    return spread(taken)
+
+
+def open_contenders(
+    folder: Path, device: str, figures: dict[str, Any], engines: dict[str, Any]
+) -> dict[str, Callable[..., Any]]:
+    """By name, what makes pictures of a size for seeds, a list of (picture, timings of its phases or None)."""
     from hwaga import Engine, ImageRequest
 
     cuda = device == "cuda"
-    engines = {}
     for name, precision in (("hwaga bfloat16", "full"), ("hwaga fp8", "fp8")):
         with HostWatch() as watch:
             opened: Any = partial(Engine.open, folder, device=device, dtype="bfloat16", precision=precision)
@@ -339,7 +355,8 @@ def main() -> None:
     if cuda:
         torch.cuda.empty_cache()
     print("checkpoint written", flush=True)
-    contenders = open_contenders(folder, device, figures)
+    engines: dict[str, Any] = {}
+    contenders = open_contenders(folder, device, figures, engines)
     print(figures["load"], flush=True)
     figures["pictures"] = {}
     for size in sizes:
@@ -354,6 +371,8 @@ def main() -> None:
             print(name, json.dumps(rows), flush=True)
             if not arguments.tiny:
                 write_report("gpu_full", figures)  # what there is, should the machine be taken away
+
+    figures["preview_milliseconds"] = preview_milliseconds(engines["hwaga bfloat16"], sizes[0])  # type: ignore[arg-type]
 
     from hwaga import Engine, ImageRequest
 

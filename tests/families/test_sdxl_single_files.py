@@ -222,13 +222,13 @@ def test_found_by_content(folder: Path, file: Path, tmp_path: Path) -> None:
 
 
 def test_loras_are_matched_and_drawn_with(folder: Path, tmp_path: Path) -> None:
-    stem = "lora_unet_input_blocks_1_0_out_layers_3"
     generator = torch.Generator().manual_seed(0)
+    stem = "lora_unet_input_blocks_1_0_out_layers_3"
     down, up = torch.randn(2, 64, 3, 3, generator=generator), torch.full((64, 2, 1, 1), 0.2)
     lora = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
     encoder = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
     words = {
-        f"{encoder}.lora_down.weight": torch.randn(2, 64, generator=generator),
+        f"{encoder}.lora_down.weight": 3 * torch.randn(2, 64, generator=generator),
         f"{encoder}.lora_up.weight": torch.ones(96, 2),
     }
     own = Settings(data_dir=str(tmp_path))
