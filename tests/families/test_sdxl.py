@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Iterator[Engine]:
-    with Engine.open(folder, device="cpu") as opened:
+    with Engine.open(folder, device="cpu", dtype="float32") as opened:
         yield opened
 
 
@@ -235,7 +235,7 @@ def test_an_autoencoder_made_for_float16(tmp_path: Path) -> None:
 def test_fewer_bits(folder: Path, engine: Engine) -> None:
     whole = np.asarray(engine.generate(REQUESTS[0]).image, float)
     for precision, most in (("int8", 2.0), ("fp8", 8.0)):
-        with Engine.open(folder, device="cpu", precision=precision) as opened:
+        with Engine.open(folder, device="cpu", dtype="float32", precision=precision) as opened:
             assert sum(block.quantized for block in model_of(opened).parts["denoiser"][1]) == 17, "transformer blocks"
             difference = np.abs(np.asarray(opened.generate(REQUESTS[0]).image, float) - whole).mean()
         assert 0 < difference < most, precision
@@ -312,7 +312,7 @@ def test_names_of_the_published_files(folder: Path, engine: Engine, tmp_path: Pa
             older / name / "config.json", _name_or_path="somewhere/else", torch_dtype="float16", dropout=0.0, dtype=None,
             transformers_version="4.32.0.dev0", initializer_factor=1.0, bos_token_id=0, pad_token_id=1,
         )  # fmt: skip
-    with Engine.open(older, device="cpu") as opened:
+    with Engine.open(older, device="cpu", dtype="float32") as opened:
         assert pictures(opened, REQUESTS[:1]) == pictures(engine, REQUESTS[:1])
 
 
