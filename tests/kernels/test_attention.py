@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from hwaga.kernels import attention as attention_module
-from hwaga.kernels.attention import attend, attention, keeps_scores
+from hwaga.kernels.attention import attend, attention, keeps_scores, quickest
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -39,6 +45,47 @@ def test_runs_of_a_pack_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_module, "keeps_scores", lambda device, dtype: True)
     monkeypatch.setattr(attention_module, "SCORES", 5000)
     torch.testing.assert_close(attention(q, k, v, (20, 30), causal=True), whole, atol=1e-6, rtol=1e-5)
+
+
+def test_threads_that_choose_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each sees all ways, and is alone with the one that it tries."""
+    inside, most, tried = [0], [0], list[SDPBackend]()
+
+    @contextmanager
+    def only(way: SDPBackend) -> Iterator[None]:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        tried.append(way)
+        time.sleep(0.01)
+        yield
+        inside[0] -= 1
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None: ...
+        def record(self) -> None: ...
+        def synchronize(self) -> None: ...
+        def elapsed_time(self, end: Event) -> float:
+            return {SDPBackend.CUDNN_ATTENTION: 2.0, SDPBackend.FLASH_ATTENTION: 1.0}.get(tried[-1], 3.0)
+
+    monkeypatch.setattr(attention_module, "sdpa_kernel", only)
+    monkeypatch.setattr(attention_module, "TRIAL_TOKENS", 16)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    chosen = list[SDPBackend | None]()
+    quickest.cache_clear()
+    threads = [
+        threading.Thread(
+            target=lambda d=dim: chosen.append(quickest(torch.device("cpu"), torch.float32, d, True, False, False))
+        )
+        for dim in (8, 16, 24)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    quickest.cache_clear()
+    assert most == [1]
+    assert chosen == [SDPBackend.FLASH_ATTENTION] * 3
+    assert sorted(tried, key=str) == sorted(attention_module.CANDIDATES * 3, key=str)
 
 
 def test_where_scores_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Sequence
 from functools import cache
@@ -19,6 +20,10 @@ CANDIDATES = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend
 PLANNED = 1024
 """Tokens from which on cuDNN is considered. For each new number of tokens it makes a plan, which took 58 ms on an H100
 (``benchmarks/gpu_kernels.py``): prompts differ in length and are read once."""
+
+_ONE_AT_A_TIME = threading.RLock()
+"""Which ways torch may take is a setting of the whole process: without this, a thread that tries ways for one model would take
+them from another that draws, or from one that tries them too, and whatever is left would look like the quickest."""
 
 TRIAL_TOKENS, TRIAL_HEADS, TRIAL_CALLS, TRIALS = 4096, 32, 8, 3
 """Enough work that the GPU is behind the host, however busy that is: then the events see the GPU alone."""
@@ -55,7 +60,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         way = quickest(q.device, q.dtype, q.shape[-1], q.shape[2] >= PLANNED, grouped, causal) if q.is_cuda else None
         if way is None:
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
-        with sdpa_kernel(way):
+        with _ONE_AT_A_TIME, sdpa_kernel(way):
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
     rows = max(SCORES // (q.shape[0] * q.shape[1] * k.shape[2] * q.element_size()), 1)
     pieces = []
@@ -94,7 +99,7 @@ def quickest(
 
 def _seconds(q: Tensor, k: Tensor, way: SDPBackend, *, causal: bool, grouped: bool) -> float:
     taken = list[float]()
-    with sdpa_kernel(way), warnings.catch_warnings():
+    with _ONE_AT_A_TIME, sdpa_kernel(way), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a way that does not take such heads, torch says why
         for _ in range(TRIALS):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
