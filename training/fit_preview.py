@@ -1,6 +1,6 @@
 """Fits a model's preview: the linear map from a latent pixel to the mean colour of the pixels it stands for.
 
-    python training/fit_preview.py [MODEL]
+    python -m training.fit_preview [MODEL]
 
 Pictures are made, and least squares finds for each latent channel how much red, green and blue it adds. Prints the ``preview``
 entry of the model's card and how well the map explains pictures that it was not fitted on.
@@ -42,18 +42,23 @@ def samples(engine: Engine) -> tuple[Tensor, Tensor]:
     return torch.cat(latents), torch.cat(colours)
 
 
-def main() -> None:
-    with Engine.open(sys.argv[1] if len(sys.argv) > 1 else "mini", device="cpu", dtype="float32") as engine:
+def fit(model: str) -> tuple[list[list[float]], str]:
+    """The factors ``[C + 1][3]``, and in words how good they are."""
+    with Engine.open(model, device="cpu", dtype="float32") as engine:
         latents, colours = samples(engine)
     half = len(latents) // 2
     factors = torch.linalg.lstsq(latents[:half], colours[:half]).solution
     rest = colours[half:]
     unexplained = (latents[half:] @ factors - rest).square().mean() / rest.var(dim=0).mean()
-    print(
-        f"# fitted on {half} latent pixels; explains {1 - unexplained.item():.3f} of the variance of {len(rest)} others"
-    )
+    share = f"explains {1 - unexplained.item():.3f} of the variance of {len(rest)} others"
+    return factors.tolist(), f"fitted on {half} latent pixels; {share}"
+
+
+def main() -> None:
+    factors, quality = fit(sys.argv[1] if len(sys.argv) > 1 else "mini")
+    print(f"# {quality}")
     print("preview = [")
-    for row in factors.tolist():
+    for row in factors:
         print(f"    [{', '.join(f'{value:.4f}' for value in row)}],")
     print("]")
 

@@ -1,0 +1,335 @@
+"""The three networks as training runs them: ``hwaga``'s own modules, over batches of equal shapes instead of packs.
+
+Inference packs pictures of any sizes one behind the other; training draws batches of one size, so that a graph is compiled once
+for all its blocks. Only the attention's indexing differs, and ``BatchedAttention`` is all there is of it.
+
+Shapes: B pictures, N image tokens, P caption tokens (padded to a multiple of 32), D model width, C latent channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hwaga.families.z_image import transformer as z_image
+from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
+from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
+from hwaga.families.z_image.transformer import (
+    TOKEN_MULTIPLE,
+    BlockModulation,
+    Modulation,
+    TransformerConfig,
+    ZImageTransformer,
+)
+from hwaga.kernels.reference import attend
+from hwaga.weights.adapters import LinearCall, plain
+from hwaga.weights.fused import FusedLinear
+from training.recipe import AutoencoderRecipe, Recipe, TextEncoderRecipe, TransformerRecipe
+
+LATENT_CHANNELS = 16
+PATCH = 2
+POSITIONS = 1024
+
+
+def transformer_config(recipe: Recipe) -> TransformerConfig:
+    sizes: TransformerRecipe = recipe.transformer
+    return TransformerConfig(
+        dim=sizes.dim,
+        layers=sizes.layers,
+        refiner_layers=sizes.refiners,
+        heads=sizes.heads,
+        norm_eps=1e-5,
+        qk_norm=True,
+        in_channels=LATENT_CHANNELS,
+        patch=PATCH,
+        caption_dim=recipe.text_encoder.hidden,
+        rope_theta=256.0,
+        time_scale=1000.0,
+        axes_dims=sizes.axes,
+        axes_lens=(POSITIONS, 512, 512),
+    )
+
+
+def text_encoder_config(sizes: TextEncoderRecipe) -> TextEncoderConfig:
+    return TextEncoderConfig(
+        hidden=sizes.hidden,
+        intermediate=sizes.intermediate,
+        layers=sizes.layers,
+        heads=sizes.heads,
+        kv_heads=sizes.heads,
+        head_dim=sizes.hidden // sizes.heads,
+        vocabulary=sizes.vocabulary,
+        norm_eps=1e-6,
+        rope_theta=10000.0,
+        attention_bias=False,
+        positions=POSITIONS,
+    )
+
+
+def autoencoder_config(sizes: AutoencoderRecipe, scaling: float = 1.0, shift: float = 0.0) -> AutoencoderConfig:
+    return AutoencoderConfig(
+        channels=sizes.channels,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        groups=sizes.groups,
+        scaling=scaling,
+        shift=shift,
+        mid_attention=True,
+        quant_conv=False,
+        post_quant_conv=False,
+    )
+
+
+class BatchedAttention(z_image.Attention):
+    """The transformer's attention over ``[B, tokens, D]``, with rotations as real numbers, which compilers can fuse."""
+
+    def forward(self, x: Tensor, rotation: Tensor, _lengths: object, linear: LinearCall) -> Tensor:
+        """``rotation``: ``[2, tokens, head_dim / 2]``, cosines and sines."""
+        qk, v = linear(self.qkv, x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
+        assert self.q_norm is not None, "always trained with norms"
+        assert self.k_norm is not None
+        gains = torch.stack((self.q_norm, self.k_norm))[:, None]
+        qk = F.rms_norm(qk, qk.shape[-1:], eps=z_image.QK_NORM_EPS) * gains
+        cos, sin = rotation[:, :, None, None]
+        even, odd = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
+        qk = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(v.dtype)
+        q, k = (each.transpose(1, 2) for each in qk.unbind(2))
+        return linear(self.out, attend(q, k, v[:, :, 0].transpose(1, 2)).transpose(1, 2).flatten(2))
+
+
+class TrainedTransformer(nn.Module):
+    """The Z-Image transformer with batched attention. ``net`` holds the weights under hwaga's names."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.net = ZImageTransformer(config)
+        for block in self.blocks():
+            block.attention = BatchedAttention(config)
+        self._run = _run_block
+        self._compiled_words = 0
+        _initialise_transformer(self.net)
+
+    def blocks(self) -> Iterator[z_image.Block]:
+        for blocks in (self.net.noise_refiner, self.net.context_refiner, self.net.layers):
+            yield from cast("Iterator[z_image.Block]", iter(blocks))
+
+    def compile_blocks(self, words: int) -> None:
+        """Compiles one function for every block, where the whole network would take minutes; for captions of at most so many
+        tokens: longer ones are rare, and a graph for each of their lengths would take longer to make than it saves.
+        """
+        self._run = torch.compile(_run_block, dynamic=False)
+        self._compiled_words = words
+
+    def forward(
+        self,
+        tokens: Tensor,
+        size: tuple[int, int],
+        times: Tensor,
+        captions: Sequence[tuple[Tensor, Tensor]],
+        linear: LinearCall = plain,
+    ) -> list[Tensor]:
+        """Velocities from noise to picture, for each of several sets of captions of the same pictures.
+
+        What comes before image and caption meet is computed once. Only the first set's velocities are followed by gradients: the
+        others are what they are compared with.
+
+        Args:
+            tokens: noisy latents ``[B, N, p * p * C]``, see ``patchify``.
+            size: (rows, columns) of the tokens; N is their product.
+            times: float32 ``[B]``, 0 at noise and 1 at the picture.
+            captions: the text encoder's output ``[B, P, caption_dim]`` and the tokens of each caption ``[B]``; what follows
+                those is padding.
+            linear: applies the blocks' linear layers.
+
+        Returns:
+            Float32, each of the shape of ``tokens``.
+        """
+        net = self.net
+        modulation = net.modulate(times)
+        x = net.x_embedder(tokens.to(net.x_pad_token.dtype))
+        if missing := -tokens.shape[1] % TOKEN_MULTIPLE:
+            x = torch.cat([x, net.x_pad_token.expand(len(x), missing, -1)], dim=1)
+        # Only differences of positions count, so that the captions' length makes no difference yet.
+        image_rotation, _ = _rotations(net, size, TOKEN_MULTIPLE, x.device)
+        for block, factors in zip(net.noise_refiner, modulation.noise_refiner, strict=True):
+            x = self._run(block, x, image_rotation, _rows(factors), linear)
+        velocities = []
+        for place, (caption, lengths) in enumerate(captions):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and place == 0):
+                velocities.append(self._joint(x, caption, lengths, size, tokens.shape[1], modulation, linear))
+        return velocities
+
+    def _joint(
+        self,
+        x: Tensor,
+        captions: Tensor,
+        lengths: Tensor,
+        size: tuple[int, int],
+        count: int,
+        modulation: Modulation,
+        linear: LinearCall,
+    ) -> Tensor:
+        net, words = self.net, captions.shape[1]
+        image_rotation, caption_rotation = _rotations(net, size, words, x.device)
+        caption = net.cap_embedder(captions.to(x.dtype), plain)
+        padding = torch.arange(words, device=x.device) >= lengths[:, None]
+        caption = torch.where(padding[..., None], net.cap_pad_token, caption)
+        for block in net.context_refiner:
+            caption = _run_block(block, caption, caption_rotation, None, linear)
+        x = torch.cat([x, caption], dim=1)
+        rotation = torch.cat([image_rotation, caption_rotation], dim=1)
+        run = self._run if words <= self._compiled_words else _run_block
+        for block, factors in zip(net.layers, modulation.layers, strict=True):
+            x = run(block, x, rotation, _rows(factors), linear)
+        return cast(Tensor, net.final_layer(x[:, :count], modulation.final_scale[:, None], plain)).float()
+
+
+def _run_block(
+    block: nn.Module, x: Tensor, rotation: Tensor, factors: tuple[Tensor, ...] | None, linear: LinearCall
+) -> Tensor:
+    modulation = None if factors is None else BlockModulation(*factors)
+    return cast(Tensor, block(x, rotation, (), modulation, 0, linear))
+
+
+def _rows(factors: BlockModulation) -> tuple[Tensor, ...]:
+    """A row for each picture, in the place of the one row that all tokens of a pack share: ``[1, B, 1, D]``."""
+    each = (factors.scale_attention, factors.gate_attention, factors.scale_ffn, factors.gate_ffn)
+    return tuple(factor[None, :, None] for factor in each)
+
+
+def _rotations(
+    net: ZImageTransformer, size: tuple[int, int], words: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of image and caption positions, ``[2, tokens, head_dim / 2]`` each."""
+    config = net.config
+    return _rotation_tables(config.axes_dims, config.axes_lens, config.rope_theta, size, words, device)
+
+
+@cache
+def _rotation_tables(
+    dims: tuple[int, int, int],
+    lens: tuple[int, int, int],
+    theta: float,
+    size: tuple[int, int],
+    words: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    tables = z_image._rotation_tables(dims, lens, theta)
+    found = []
+    for positions in (z_image._image_positions(*size, words + 1), z_image._caption_positions(words)):
+        angles = torch.cat([table[positions[:, axis]] for axis, table in enumerate(tables)], dim=-1)
+        found.append(torch.stack((angles.real, angles.imag)).to(device))
+    return found[0], found[1]
+
+
+class TrainedTextEncoder(nn.Module):
+    """The Qwen3 encoder with its embedding in memory. The checkpoint's last layer, which nothing hears, is not built."""
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocabulary, config.hidden)
+        encoder = Qwen3Encoder(config)
+        self.layers = encoder.layers
+        self._rotation = encoder._rotation
+        _initialise_text_encoder(self)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """``[B, P]`` token ids to ``[B, P, hidden]``. Attention is causal, so padding behind a caption changes nothing of it."""
+        count, words = ids.shape
+        x = self.embedding(ids).flatten(0, 1)
+        cos, sin = (table.to(x).repeat(count, 1) for table in self._rotation(words))
+        for layer in self.layers:
+            x = layer(x, cos, sin, (words,) * count, plain)
+        return x.unflatten(0, (count, words))
+
+
+def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
+    """The autoencoder with fresh weights. Each residual branch starts at nothing, as in a network that is already trained."""
+    autoencoder = Autoencoder(config)
+    for name, parameter in autoencoder.named_parameters():
+        if name.endswith("conv2.weight") or ".to_out.0.weight" in name:
+            nn.init.zeros_(parameter)
+    return autoencoder
+
+
+def patchify(latents: Tensor) -> Tensor:
+    """``[B, C, h, w]`` to ``[B, h/p * w/p, p * p * C]``."""
+    count, channels, height, width = latents.shape
+    x = latents.reshape(count, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """The inverse, for (rows, columns) of tokens."""
+    rows, columns = size
+    x = tokens.reshape(len(tokens), rows, columns, PATCH, PATCH, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * PATCH, columns * PATCH)
+
+
+def merged(layer: nn.Linear, x: Tensor, /) -> Tensor:
+    """A ``LinearCall`` for layers that ``add_lora`` has been at: the weight and what the LoRA adds to it, as one product."""
+    if not hasattr(layer, "lora_down"):
+        return plain(layer, x)
+    update = (cast(Tensor, layer.lora_up) @ cast(Tensor, layer.lora_down)).flatten(0, 1)
+    return F.linear(x, layer.weight + update, layer.bias)
+
+
+def add_lora(transformer: TrainedTransformer, rank: int) -> list[tuple[str, nn.Parameter]]:
+    """Gives the blocks' linear layers LoRA factors, a pair for each layer that diffusers has in the place of a fused one.
+
+    Returns:
+        Their names and parameters: ``lora_down`` ``[parts, rank, in]`` and ``lora_up`` ``[parts, out / parts, rank]``. The up
+        halves are zero, so that the network is as it was.
+    """
+    added = []
+    for name, layer in transformer.net.named_modules():
+        if not isinstance(layer, nn.Linear) or not (".attention." in name or ".feed_forward." in name):
+            continue
+        parts = len(layer.outs) if isinstance(layer, FusedLinear) else 1
+        weight = layer.weight
+        down = torch.randn(parts, rank, layer.in_features) * layer.in_features**-0.5
+        up = torch.zeros(parts, layer.out_features // parts, rank)
+        for suffix, value in (("lora_down", down), ("lora_up", up)):
+            layer.register_parameter(suffix, nn.Parameter(value.to(weight.device, weight.dtype)))
+            added.append((f"{name}.{suffix}", getattr(layer, suffix)))
+    return added
+
+
+def remove_lora(transformer: TrainedTransformer) -> None:
+    """Takes away what ``add_lora`` has added."""
+    for layer in transformer.net.modules():
+        for suffix in ("lora_down", "lora_up"):
+            layer._parameters.pop(suffix, None)
+
+
+def _initialise_transformer(net: ZImageTransformer) -> None:
+    """Matrices of unit gain; nothing comes out at first, and the blocks' gates are a little open, whatever the time."""
+    for name, parameter in net.named_parameters():
+        if "pad_token" in name:
+            nn.init.normal_(parameter, std=0.02)
+        elif "modulation" in name or name.startswith("final_layer.linear"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 2:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    for blocks in (net.noise_refiner, net.layers):
+        for block in blocks:
+            bias = cast(nn.Linear, block.adaLN_modulation).bias
+            with torch.no_grad():
+                bias.view(4, -1)[1::2] = 0.2
+
+
+def _initialise_text_encoder(encoder: TrainedTextEncoder) -> None:
+    for name, parameter in encoder.named_parameters():
+        if parameter.ndim == 2:
+            into_residual = "o_proj" in name or "down_proj" in name
+            std = 0.02 if "embedding" in name else parameter.shape[1] ** -0.5
+            nn.init.normal_(parameter, std=std / math.sqrt(2 * len(encoder.layers)) if into_residual else std)

@@ -1,0 +1,123 @@
+"""The training pack: each object's picture in every style, and what is known about it. A folder of a few files.
+
+``objects.json`` lists the objects; ``STYLE.zip`` holds a picture for each, ``KEY.webp``, 256×256 with transparency.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+BASE_STYLE = "solid"
+STYLES = (BASE_STYLE, "flat", "line")
+
+
+@dataclass(frozen=True)
+class Names:
+    """What an object is called in one language.
+
+    Attributes:
+        name: its Unicode name.
+        words: everyday words, the usual one first; none for objects that are not everyday ones.
+        keywords: (word, objects that have it) pairs: looser words, which captions use more rarely.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    keywords: tuple[tuple[str, int], ...]
+
+    @property
+    def usual(self) -> str:
+        return self.words[0] if self.words else self.name
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object of the pack.
+
+    Attributes:
+        key: its code points, as in "1f431".
+        category: Unicode's.
+        english, korean: its names.
+        mains: for each style, its main colour in Oklab.
+        dyeable: whether it can be dyed, and looks right when it is.
+        natural: number of the colour that its solid picture has, or -1 where no name of a colour fits.
+    """
+
+    key: str
+    category: str
+    english: Names
+    korean: Names
+    mains: Mapping[str, tuple[float, float, float]]
+    dyeable: bool
+    natural: int
+
+    @property
+    def everyday(self) -> bool:
+        return bool(self.english.words)
+
+    def names(self, language: str) -> Names:
+        return self.korean if language == "ko" else self.english
+
+
+def write_pack(folder: Path, things: Sequence[Thing], pictures: Mapping[str, Sequence[bytes]]) -> None:
+    """Writes objects and, for each style, their pictures as WebP files in the same order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for style, files in pictures.items():
+        with zipfile.ZipFile(folder / f"{style}.zip", "w") as archive:
+            for thing, data in zip(things, files, strict=True):
+                # A fixed date: the same pictures make the same file.
+                archive.writestr(zipfile.ZipInfo(f"{thing.key}.webp"), data)
+    table = [dataclasses.asdict(thing) for thing in things]
+    text = ",\n".join(json.dumps(entry, ensure_ascii=False, sort_keys=True) for entry in table)
+    (folder / "objects.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")
+
+
+def read_things(folder: Path) -> tuple[Thing, ...]:
+    """The objects of a pack.
+
+    Raises:
+        FileNotFoundError: there is no pack.
+    """
+    path = folder / "objects.json"
+    if not path.exists():
+        raise FileNotFoundError(f"There is no pack in {folder}. Make it: python -m training prepare")
+    return tuple(_thing(entry) for entry in json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_pictures(folder: Path, style: str, things: Sequence[Thing]) -> Tensor:
+    """Pictures of a style, uint8 ``[objects, 4, 256, 256]``, not premultiplied."""
+    with zipfile.ZipFile(folder / f"{style}.zip") as archive:
+        files = [archive.read(f"{thing.key}.webp") for thing in things]
+    with ThreadPoolExecutor(8) as pool:
+        pictures = list(pool.map(_decoded, files))
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def _decoded(file: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(file)).convert("RGBA"))
+
+
+def _thing(entry: dict) -> Thing:
+    names = {
+        language: Names(
+            entry[language]["name"],
+            tuple(entry[language]["words"]),
+            tuple((word, count) for word, count in entry[language]["keywords"]),
+        )
+        for language in ("english", "korean")
+    }
+    mains = {style: (colour[0], colour[1], colour[2]) for style, colour in entry["mains"].items()}
+    others = {name: entry[name] for name in ("key", "category", "dyeable", "natural")}
+    return Thing(**others, **names, mains=mains)
