@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from hwaga.families.z_image.text_encoder import TextEncoderConfig
 from hwaga.families.z_image.transformer import TransformerConfig
 from hwaga.weights.layouts import AUTOENCODER, Layout, qwen3_encoder, z_image_transformer
 from training.networks import PATCH, autoencoder_config, text_encoder_config, transformer_config
-from training.phases import autoencoder, loras, text_encoder, transformer
+from training.phases import autoencoder, loras, transformer
 from training.recipe import Recipe
 from training.session import Session
 from training.tokenizer import END_ID, PAD_ID
@@ -51,9 +50,7 @@ def assemble(session: Session, folder: Path) -> dict[str, int]:
         transformer_json(config),
     )
     text_config = text_encoder_config(recipe.text_encoder)
-    _write(
-        folder / "text_encoder", "model", _text_encoder(session, text_config), text_encoder_json(text_config)
-    )
+    _write(folder / "text_encoder", "model", _text_encoder(session, text_config), text_encoder_json(text_config))
     numbers = session.load("latents")
     scaling, shift = (round(float(numbers[name]), 4) for name in ("scaling", "shift"))
     _write(
@@ -79,9 +76,7 @@ def assemble(session: Session, folder: Path) -> dict[str, int]:
 def write_card(session: Session, folder: Path, preview: Sequence[Sequence[float]] | None = None) -> None:
     """Writes the card into an assembled checkpoint, again once its previews have been fitted."""
     networks = {"text_encoder": f"{transformer.NAME}_text", "transformer": transformer.NAME, "vae": autoencoder.NAME}
-    parameters = {
-        part: sum(value.numel() for value in session.load(name).values()) for part, name in networks.items()
-    }
+    parameters = {part: sum(value.numel() for value in session.load(name).values()) for part, name in networks.items()}
     (folder / "card.toml").write_text(card(session.recipe, parameters, preview), encoding="utf-8")
 
 
@@ -278,7 +273,7 @@ def card(recipe: Recipe, parameters: Mapping[str, int], preview: Sequence[Sequen
     ]
     for part, count in parameters.items():
         lines += ["", f"[parts.{part}]", f"parameters = {count}"]
-    files = {style: file for style, file in LORA_FILES.values()}
+    files = dict(LORA_FILES.values())
     for style, (english, korean) in TITLES.items():
         lines += ["", f"[styles.{style}]", f'title = {{ en = "{english}", ko = "{korean}" }}']
         if style in files:

@@ -1,4 +1,5 @@
-"""Scenes on their way to the device: written by processes of their own, composed and encoded, kept in pools, drawn as batches."""
+"""Scenes on their way to the device: written by processes of their own, composed and encoded, kept in pools, drawn
+as batches."""
 
 from __future__ import annotations
 
@@ -132,7 +133,9 @@ def written(make: Callable[[int], Writer], count: int, workers: int) -> Iterator
     Args:
         make: the writer of each worker by its number.
     """
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are parallel enough, and a fork would stop at its threads
+    os.environ["TOKENIZERS_PARALLELISM"] = (
+        "false"  # the processes are parallel enough, and a fork would stop at its threads
+    )
     return iter(
         DataLoader(
             _Chunks(make, count),

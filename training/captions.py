@@ -1,8 +1,8 @@
 """Captions of scenes, in English and Korean.
 
 A caption is put together of parts: words for the objects, with colour, size, number and place; then the background, in any of
-many phrasings; then, for some, words that change nothing (moods, purposes, the style packs' sentences), so that the model learns
-to listen past them. Phrasings for tests alone stand in ``wording.py`` as ``UNSEEN``.
+many phrasings; then, for some, words that change nothing (moods, purposes, the style packs' sentences), so that the
+model learns to listen past them. Phrasings for tests alone stand in ``wording.py`` as ``UNSEEN``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ from training.colours import COLOURS, names_colour
 from training.pack import Names, Thing
 from training.scenes import Scene
 from training.wording import (
-    ASKING, BACKGROUNDS, COLOURED, COUNTED, FILLERS, GRADIENTS, LARGE, PAIRS, QUALITIES, SIDES, SMALL, STACKED, UNSEEN,
+    ASKING,
+    BACKGROUNDS,
+    COLOURED,
+    COUNTED,
+    FILLERS,
+    GRADIENTS,
+    LARGE,
+    PAIRS,
+    QUALITIES,
+    SIDES,
+    SMALL,
+    STACKED,
+    UNSEEN,
 )  # fmt: skip
 
 KOREAN = 0.45
@@ -70,7 +82,7 @@ class Captioner:
         if chance < self.habits.loose_words:
             loose = chance / self.habits.loose_words
             keywords = [] if coloured else names.keywords
-            if loose < 0.3 and keywords:
+            if loose < 0.2 and keywords:
                 return rng.choices([word for word, _ in keywords], [1 / count for _, count in keywords])[0]
             if loose < 0.65 and not (coloured and names_colour(names.name)):
                 return names.name

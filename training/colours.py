@@ -35,23 +35,28 @@ class Colour:
         return self.english[0]
 
 
+def _colour(rgb: tuple[int, int, int], english: str, korean: str, *, dyes: bool = True) -> Colour:
+    pairs = [form.split("/") for form in korean.split(", ")]
+    return Colour(rgb, tuple(english.split(", ")), tuple((before, noun) for before, noun in pairs), dyes)
+
+
 COLOURS = (
-    Colour((255, 255, 255), ("white", "pure white"), (("하얀", "하얀색"), ("흰", "흰색"), ("흰색", "흰색"), ("하얀색", "화이트"))),
-    Colour((24, 24, 28), ("black", "jet black"), (("검은", "검은색"), ("까만", "까만색"), ("검정", "검정색"), ("검은색", "블랙"))),
-    Colour((150, 150, 156), ("gray", "grey"), (("회색", "회색"), ("잿빛", "그레이"))),
-    Colour((222, 52, 52), ("red", "bright red"), (("빨간", "빨간색"), ("빨강", "빨강"), ("붉은", "붉은색"), ("빨간색", "레드"))),
-    Colour((245, 140, 40), ("orange", "bright orange"), (("주황색", "주황색"), ("주황", "주황"), ("오렌지색", "오렌지색"))),
-    Colour((250, 216, 60), ("yellow", "bright yellow"), (("노란", "노란색"), ("노랑", "노랑"), ("노란색", "옐로"))),
-    Colour((66, 172, 88), ("green", "grass green"), (("초록", "초록색"), ("초록색", "초록"), ("녹색", "녹색"))),
-    Colour((152, 228, 202), ("mint", "mint green"), (("민트색", "민트색"), ("민트", "민트")), dyes=False),
-    Colour((138, 204, 246), ("sky blue", "light blue", "pale blue"), (("하늘색", "하늘색"), ("연한 파란색", "하늘색"))),
-    Colour((48, 98, 224), ("blue", "bright blue"), (("파란", "파란색"), ("파랑", "파랑"), ("푸른", "푸른색"), ("파란색", "블루"))),
-    Colour((30, 44, 96), ("navy", "dark blue", "navy blue"), (("남색", "남색"), ("짙은 남색", "네이비")), dyes=False),
-    Colour((136, 80, 202), ("purple", "violet"), (("보라색", "보라색"), ("보라", "보라"), ("자주색", "퍼플"))),
-    Colour((250, 168, 198), ("pink", "light pink"), (("분홍색", "분홍색"), ("분홍", "분홍"), ("핑크색", "핑크"), ("핑크", "핑크색"))),
-    Colour((130, 86, 56), ("brown", "chocolate brown"), (("갈색", "갈색"), ("밤색", "브라운"))),
-    Colour((240, 226, 198), ("beige", "cream"), (("베이지색", "베이지색"), ("베이지", "베이지"), ("크림색", "크림색")), dyes=False),
-)  # fmt: skip
+    _colour((255, 255, 255), "white, pure white", "하얀/하얀색, 흰/흰색, 흰색/흰색, 하얀색/화이트"),
+    _colour((24, 24, 28), "black, jet black", "검은/검은색, 까만/까만색, 검정/검정색, 검은색/블랙"),
+    _colour((150, 150, 156), "gray, grey", "회색/회색, 잿빛/그레이"),
+    _colour((222, 52, 52), "red, bright red", "빨간/빨간색, 빨강/빨강, 붉은/붉은색, 빨간색/레드"),
+    _colour((245, 140, 40), "orange, bright orange", "주황색/주황색, 주황/주황, 오렌지색/오렌지색"),
+    _colour((250, 216, 60), "yellow, bright yellow", "노란/노란색, 노랑/노랑, 노란색/옐로"),
+    _colour((66, 172, 88), "green, grass green", "초록/초록색, 초록색/초록, 녹색/녹색"),
+    _colour((152, 228, 202), "mint, mint green", "민트색/민트색, 민트/민트", dyes=False),
+    _colour((138, 204, 246), "sky blue, light blue, pale blue", "하늘색/하늘색, 연한 파란색/하늘색"),
+    _colour((48, 98, 224), "blue, bright blue", "파란/파란색, 파랑/파랑, 푸른/푸른색, 파란색/블루"),
+    _colour((30, 44, 96), "navy, dark blue, navy blue", "남색/남색, 짙은 남색/네이비", dyes=False),
+    _colour((136, 80, 202), "purple, violet", "보라색/보라색, 보라/보라, 자주색/퍼플"),
+    _colour((250, 168, 198), "pink, light pink", "분홍색/분홍색, 분홍/분홍, 핑크색/핑크, 핑크/핑크색"),
+    _colour((130, 86, 56), "brown, chocolate brown", "갈색/갈색, 밤색/브라운"),
+    _colour((240, 226, 198), "beige, cream", "베이지색/베이지색, 베이지/베이지, 크림색/크림색", dyes=False),
+)
 """The order is a colour's number in scenes, and counts for what is held out."""
 
 DYES = tuple(index for index, colour in enumerate(COLOURS) if colour.dyes)
@@ -65,7 +70,6 @@ _NAMES |= {"golden", "gold", "silver", "colorful", "rainbow", "청", "홍", "풋
 def names_colour(words: str) -> bool:
     """Whether words for an object tell its colour already, so that another one would contradict them."""
     return any(name in (words.split() if name.isascii() else words) for name in _NAMES)
-
 
 
 def to_oklab(rgb: Tensor) -> Tensor:
@@ -129,8 +133,8 @@ def nearest(lab: Tensor) -> int:
 def dye_weight(lab: Tensor, main: Tensor) -> Tensor:
     """How much of each pixel belongs to the main colour, ``[..., 1, H, W]`` in [0, 1].
 
-    A shaded object keeps its hue over a wide range of lightness, so hue decides for colours and lightness for greys; what is dark or
-    pale on a coloured object (eyes, teeth, highlights) is left as it is.
+    A shaded object keeps its hue over a wide range of lightness, so hue decides for colours and lightness for
+    greys; what is dark or pale on a coloured object (eyes, teeth, highlights) is left as it is.
 
     Args:
         lab: ``[..., 3, H, W]``.

@@ -10,8 +10,7 @@ import numpy as np
 import resvg_py
 from PIL import Image, ImageFilter
 
-SIDE = 256
-"""Pixels of a side of every picture of the pack."""
+from training.pack import SIDE
 
 UNITS = 32
 """Of a side of a vector picture."""

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
 
-_ALWAYS_PLURAL = ("glasses", "scissors", "jeans", "trousers", "pants", "shorts", "socks", "gloves", "headphones", "fries")
-_IRREGULAR = {"man": "men", "woman": "women", "mouse": "mice", "tooth": "teeth", "leaf": "leaves", "knife": "knives"}
+_ALWAYS_PLURAL = (
+    "glasses",
+    "scissors",
+    "jeans",
+    "trousers",
+    "pants",
+    "shorts",
+    "socks",
+    "gloves",
+    "headphones",
+    "fries",
+)
+_IRREGULAR = {
+    "man": "men",
+    "woman": "women",
+    "mouse": "mice",
+    "tooth": "teeth",
+    "leaf": "leaves",
+    "loaf": "loaves",
+    "knife": "knives",
+}
 _UNCHANGED = ("fish", "sheep", "deer", "sushi", "ramen", "broccoli", "bacon", "salmon")
 
 
 def with_article(words: str) -> str:
-    """"a" or "an" before the words, by their first letter's usual sound."""
+    """ "a" or "an" before the words, by their first letter's usual sound."""
     first = words.lstrip().lower()
     silent = first.startswith(("hour", "honest"))
     like_you = first.startswith(("uni", "ufo", "euro", "one ", "use"))

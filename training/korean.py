@@ -31,10 +31,20 @@ def towards(word: str) -> str:
 COUNTS = {1: "한", 2: "두", 3: "세", 4: "네"}
 
 COUNTERS = {"Animals & Nature": "마리", "People & Body": "명"}
-"""The word that counts a category's objects; 개 counts the rest, and plants and weather, which share a category with animals, too."""
+"""The word that counts a category's objects; 개 counts the rest, and plants and weather, which share a category
+with animals, too."""
 
 ANIMALS = range(0x1F400, 0x1F440)
-MORE_ANIMALS = (*range(0x1F980, 0x1F9AF), *range(0x1FAB0, 0x1FAB4), 0x1F577, 0x1F43F, 0x1FABF, 0x1FACE, 0x1FACF, 0x1FAE0)
+MORE_ANIMALS = (
+    *range(0x1F980, 0x1F9AF),
+    *range(0x1FAB0, 0x1FAB4),
+    0x1F577,
+    0x1F43F,
+    0x1FABF,
+    0x1FACE,
+    0x1FACF,
+    0x1FAE0,
+)
 
 
 def counter(category: str, key: str) -> str:

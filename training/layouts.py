@@ -14,9 +14,7 @@ from training.pack import Thing
 from training.scenes import NO_DYE, held_out_background, held_out_dye
 
 
-def random_scenes(
-    things: Sequence[Thing], count: int, size: tuple[int, int], random_: torch.Generator, objects: int = 2
-) -> Arrangement:
+def random_scenes(things: Sequence[Thing], count: int, random_: torch.Generator, objects: int = 2) -> Arrangement:
     """So many pictures, with one or more objects of all sizes each, many dyed, over backgrounds of one colour or two.
 
     Held-out pairs are not among them.

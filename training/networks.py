@@ -136,15 +136,15 @@ class TrainedTransformer(nn.Module):
     ) -> list[Tensor]:
         """Velocities from noise to picture, for each of several sets of captions of the same pictures.
 
-        What comes before image and caption meet is computed once. Only the first set's velocities are followed by gradients: the
-        others are what they are compared with.
+        What comes before image and caption meet is computed once. Only the first set's velocities are followed by
+        gradients: the others are what they are compared with.
 
         Args:
             tokens: noisy latents ``[B, N, p * p * C]``, see ``patchify``.
             size: (rows, columns) of the tokens; N is their product.
             times: float32 ``[B]``, 0 at noise and 1 at the picture.
-            captions: the text encoder's output ``[B, P, caption_dim]`` and the tokens of each caption ``[B]``; what follows
-                those is padding.
+            captions: the text encoder's output ``[B, P, caption_dim]``, of one P, and the tokens of each caption ``[B]``; what
+                follows those is padding.
             linear: applies the blocks' linear layers.
 
         Returns:
@@ -155,8 +155,7 @@ class TrainedTransformer(nn.Module):
         x = net.x_embedder(tokens.to(net.x_pad_token.dtype))
         if missing := -tokens.shape[1] % TOKEN_MULTIPLE:
             x = torch.cat([x, net.x_pad_token.expand(len(x), missing, -1)], dim=1)
-        # Only differences of positions count, so that the captions' length makes no difference yet.
-        image_rotation, _ = _rotations(net, size, TOKEN_MULTIPLE, x.device)
+        image_rotation, _ = _rotations(net, size, captions[0][0].shape[1], x.device)
         for block, factors in zip(net.noise_refiner, modulation.noise_refiner, strict=True):
             x = self._run(block, x, image_rotation, _rows(factors), linear)
         velocities = []
@@ -241,7 +240,8 @@ class TrainedTextEncoder(nn.Module):
         _initialise_text_encoder(self)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``[B, P]`` token ids to ``[B, P, hidden]``. Attention is causal, so padding behind a caption changes nothing of it."""
+        """``[B, P]`` token ids to ``[B, P, hidden]``. Attention is causal, so padding behind a caption changes
+        nothing of it."""
         count, words = ids.shape
         x = self.embedding(ids).flatten(0, 1)
         cos, sin = (table.to(x).repeat(count, 1) for table in self._rotation(words))

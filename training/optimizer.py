@@ -44,11 +44,15 @@ class MuonAdam:
         for name, count in self._parts.items():
             if count:
                 self._groups.setdefault(self._matrix(name, self.masters[name]).shape[1:], []).append(name)
-        self._momenta = {name: torch.zeros_like(self.masters[name]) for names in self._groups.values() for name in names}
+        self._momenta = {
+            name: torch.zeros_like(self.masters[name]) for names in self._groups.values() for name in names
+        }
         self._others = [name for name, count in self._parts.items() if not count]
         leaves = [self.masters[name] for name in self._others]
         fused = bool(leaves) and leaves[0].is_cuda
-        self._adam = torch.optim.AdamW(leaves, lr=0.0, betas=(0.9, 0.97), weight_decay=0.0, fused=fused) if leaves else None
+        self._adam = (
+            torch.optim.AdamW(leaves, lr=0.0, betas=(0.9, 0.97), weight_decay=0.0, fused=fused) if leaves else None
+        )
 
     def gradients(self) -> list[Tensor]:
         """Of all parameters, zeros where nothing was computed."""

@@ -19,8 +19,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from training.colours import COLOURS, main_colour, names_colour, nearest, palette
+
 BASE_STYLE = "solid"
 STYLES = (BASE_STYLE, "flat", "line")
+
+SIDE = 256
+"""Pixels of a side of every picture."""
+
+DYED_SHARE = 0.4
+"""An object is dyed only where that much of it has one colour."""
+
+NAMED_DISTANCE = 0.08
+"""In Oklab: an object is called "red" of itself only if its colour is that close to ours."""
+
+UNDYED = ("People & Body", "Symbols", "Flags")
+"""Categories of which nothing is dyed: skin is no paint, and a sign's colour is what it says."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,37 @@ class Thing:
 
     def names(self, language: str) -> Names:
         return self.korean if language == "ko" else self.english
+
+
+def describe(key: str, category: str, english: Names, korean: Names, pictures: Mapping[str, Image.Image]) -> Thing:
+    """An object, with what its picture in each style tells of its colour."""
+    mains, shares = {}, {}
+    for style, picture in pictures.items():
+        small = np.asarray(picture.resize((96, 96), Image.Resampling.BOX), np.float32) / 255
+        mains[style], shares[style] = main_colour(torch.from_numpy(small).permute(2, 0, 1))
+    solid = mains[BASE_STYLE]
+    closest = nearest(solid)
+    distance = float((palette(solid.device)[closest] - solid).norm())
+    paintable = category not in UNDYED and not names_colour(english.usual) and not names_colour(korean.usual)
+    return Thing(
+        key=key,
+        category=category,
+        english=english,
+        korean=korean,
+        mains={style: (float(lab[0]), float(lab[1]), float(lab[2])) for style, lab in mains.items()},
+        dyeable=paintable and min(shares.values()) >= DYED_SHARE,
+        natural=closest if distance <= NAMED_DISTANCE and COLOURS[closest].dyes else -1,
+    )
+
+
+def encoded(picture: Image.Image, *, lossless: bool) -> bytes:
+    """A picture as a WebP file: drawings stay exact, shaded ones become a third as large."""
+    file = io.BytesIO()
+    if lossless:
+        picture.save(file, "WEBP", lossless=True, quality=60, method=4)
+    else:
+        picture.save(file, "WEBP", quality=92, method=4)
+    return file.getvalue()
 
 
 def write_pack(folder: Path, things: Sequence[Thing], pictures: Mapping[str, Sequence[bytes]]) -> None:

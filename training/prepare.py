@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from PIL import Image
 
-from training.colours import COLOURS, main_colour, names_colour, nearest, palette
-from training.drawing import SIDE, flat, line
-from training.pack import BASE_STYLE, STYLES, Names, Thing, write_pack
-
-WORDS = Path(__file__).parent / "words" / "everyday.toml"
-
-LANGUAGES = ("en", "ko")
-
-DYED_SHARE = 0.4
-"""An object is dyed only where that much of it has one colour."""
-
-NAMED_DISTANCE = 0.11
-"""In Oklab: an object is called "red" of itself only if its colour is that close to ours."""
+from training.drawing import flat, line
+from training.everyday import LANGUAGES, everyday_words, key_of
+from training.pack import BASE_STYLE, SIDE, STYLES, Names, describe, encoded, write_pack
 
 KEYWORD_SHARED = 4
 """Keywords of more objects than that tell none of them."""
@@ -46,7 +32,7 @@ def prepare(packages: Path, folder: Path) -> str:
     icons = _json(packages / "flat" / "icons.json")
     annotations = {
         language: {
-            _key(text): entry
+            key_of(text): entry
             for text, entry in _json(packages / "names" / "annotations" / language / "annotations.json")["annotations"][
                 "annotations"
             ].items()
@@ -64,33 +50,13 @@ def prepare(packages: Path, folder: Path) -> str:
     for candidate in chosen:
         body = _body(icons, candidate.vector)
         drawn = {BASE_STYLE: _solid(files[candidate.key]), "flat": flat(body), "line": line(body)}
-        things.append(_thing(candidate, names[candidate.key], drawn))
+        known = names[candidate.key]
+        things.append(describe(candidate.key, candidate.category, known["en"], known["ko"], drawn))
         for style, picture in drawn.items():
-            pictures[style].append(_webp(picture, lossless=style != BASE_STYLE))
+            pictures[style].append(encoded(picture, lossless=style != BASE_STYLE))
     write_pack(folder, things, pictures)
     sizes = ", ".join(f"{style} {sum(map(len, files)) / 2**20:.1f} MiB" for style, files in pictures.items())
     return f"{len(things)} objects, {sum(thing.dyeable for thing in things)} to be dyed; {sizes}"
-
-
-def everyday_words() -> dict[str, dict[str, tuple[str, ...]]]:
-    """Object → language → words, the usual one first.
-
-    Raises:
-        ValueError: two objects share a word.
-    """
-    words: dict[str, dict[str, tuple[str, ...]]] = {}
-    owners: dict[tuple[str, str], str] = {}
-    for section in tomllib.loads(WORDS.read_text(encoding="utf-8")).values():
-        for text, columns in section.items():
-            key = _key(text)
-            words[key] = {
-                language: tuple(column.split(", ")) for language, column in zip(LANGUAGES, columns, strict=True)
-            }
-            for language in LANGUAGES:
-                for word in words[key][language]:
-                    if owners.setdefault((language, word), text) != text:
-                        raise ValueError(f"{WORDS.name}: {word!r} stands for {owners[language, word]} and {text}.")
-    return words
 
 
 def _candidates(packages: Path, files: Mapping[str, Path]) -> Iterator[Candidate]:
@@ -144,29 +110,6 @@ def _names(
     return names
 
 
-def _thing(candidate: Candidate, names: Mapping[str, Names], drawn: Mapping[str, Image.Image]) -> Thing:
-    mains, shares = {}, {}
-    for style, picture in drawn.items():
-        small = np.asarray(picture.resize((96, 96), Image.Resampling.BOX), np.float32) / 255
-        lab, shares[style] = main_colour(torch.from_numpy(small).permute(2, 0, 1))
-        mains[style] = lab
-    solid = mains[BASE_STYLE]
-    closest = nearest(solid)
-    distance = float((palette(solid.device)[closest] - solid).norm())
-    # Skin is no paint, and a painted scene or a card with a sign on it has no colour of its own.
-    can_be = candidate.category not in ("People & Body", "Symbols", "Flags")
-    can_be = can_be and not names_colour(names["en"].usual) and not names_colour(names["ko"].usual)
-    return Thing(
-        key=candidate.key,
-        category=candidate.category,
-        english=names["en"],
-        korean=names["ko"],
-        mains={style: (float(lab[0]), float(lab[1]), float(lab[2])) for style, lab in mains.items()},
-        dyeable=can_be and min(shares.values()) >= DYED_SHARE,
-        natural=closest if distance <= NAMED_DISTANCE and COLOURS[closest].dyes else -1,
-    )
-
-
 def _solid(path: Path) -> Image.Image:
     picture = Image.open(path).convert("RGBA")
     return picture if picture.size == (SIDE, SIDE) else picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
@@ -178,21 +121,8 @@ def _body(icons: Mapping[str, Any], name: str) -> str:
     return str(icons["icons"][name]["body"]).replace("currentColor", "#000")
 
 
-def _webp(picture: Image.Image, *, lossless: bool) -> bytes:
-    file = io.BytesIO()
-    if lossless:
-        picture.save(file, "WEBP", lossless=True, quality=60, method=4)
-    else:
-        picture.save(file, "WEBP", quality=92, method=4)
-    return file.getvalue()
-
-
 def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _key(text: str) -> str:
-    return "-".join(f"{ord(character):x}" for character in text if ord(character) != 0xFE0F)
 
 
 def _plain(code: str) -> str:
@@ -200,4 +130,4 @@ def _plain(code: str) -> str:
 
 
 def _clean(word: str) -> str:
-    return re.sub("[“”\"]", "", word.replace("’", "'")).strip().lower()
+    return re.sub('[“”"]', "", word.replace("’", "'")).strip().lower()

@@ -152,7 +152,7 @@ class SceneMaker:
         top, bottom, _ = self._background(rng, [*things, *scene.things])
         if not scene.says_background:
             scene = replace(scene, top=top, bottom=bottom)
-        elif rng.random() < 0.2:
+        elif rng.random() < 0.2 and not _any_held_out(things, (scene.top, scene.bottom)):
             top, bottom = scene.top, scene.bottom
         if same_thing and not scene.says_colour:
             dye = scene.placed[0].dye
@@ -185,6 +185,10 @@ def place(rng: random.Random, kind: str, count: int, width: int, height: int) ->
     size = min({2: 0.47, 3: 0.32, 4: 0.235}[count] * longer, 0.8 * shorter) * rng.uniform(0.96, 1.02)
     steps = [0.5 + (i - (count - 1) / 2) * size * 1.06 / longer for i in range(count)]
     return [spot(*((step, 0.5) if width >= height else (0.5, step)), size / shorter) for step in steps]
+
+
+def _any_held_out(things: Sequence[int], backgrounds: Sequence[int]) -> bool:
+    return any(held_out_background(thing, colour) for thing in things for colour in backgrounds)
 
 
 def _allowed(

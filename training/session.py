@@ -186,7 +186,7 @@ class Progress:
 
     def save(self) -> None:
         if self.session.rank == 0:
-            entry = {"done": self.done, "steps": self.steps, "seconds": round(self.seconds, 1)}
+            entry = {"done": self.done, "steps": self.steps, "seconds": self.seconds}
             table = {**self._table(), self.name: entry}
             (self.session.run / "progress.json").write_text(json.dumps(table, indent=1) + "\n")
 
@@ -232,9 +232,7 @@ def in_processes(work: Callable[[Session], None], session: Session, processes: i
     meeting.unlink(missing_ok=True)
 
 
-def _process(
-    rank: int, work: Callable[[Session], None], session: Session, processes: int, meeting: Path
-) -> None:
+def _process(rank: int, work: Callable[[Session], None], session: Session, processes: int, meeting: Path) -> None:
     cuda = session.device.type == "cuda"
     dist.init_process_group(
         "nccl" if cuda else "gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=processes

@@ -46,7 +46,7 @@ def train(session: Session, seconds: float | None = None) -> None:
         whole = done > 1 - recipe.whole_share
         style = STYLES[int(torch.multinomial(torch.tensor(CHANCES), 1, generator=random_))]
         count = recipe.phase.batch // 2
-        picture = compose(textures[style], random_scenes(session.things, count, size, random_), *size)
+        picture = compose(textures[style], random_scenes(session.things, count, random_), *size)
         picture = _varied(picture, random_)
         if not whole:
             picture = torch.cat([_crop(picture, recipe.crop, random_) for _ in range(2)])
@@ -96,7 +96,7 @@ def _measure(session: Session, autoencoder: Autoencoder, textures: dict[str, Tex
     count = MEASURED if session.device.type == "cuda" else 8
     latents, psnr = [], {}
     for style in STYLES:
-        arrangement = random_scenes(session.things, count, size, random_)
+        arrangement = random_scenes(session.things, count, random_)
         picture = compose(textures[style], arrangement, *size)
         found = torch.cat([autoencoder.encode(part) for part in picture.split(16)])
         again = torch.cat([autoencoder.decode(part) for part in found.split(16)]).clamp(-1, 1)

@@ -39,7 +39,8 @@ class Judge(nn.Module):
         self.stem = _Convolution(3, first, 5, 2)
         self.downs = nn.ModuleList(_Convolution(a, b, 3, 2) for a, b in zip(channels, later, strict=False))
         self.residuals = nn.ModuleList(
-            nn.Sequential(_Convolution(width, width, 3, 1), nn.ReLU(), _Convolution(width, width, 3, 1)) for width in later
+            nn.Sequential(_Convolution(width, width, 3, 1), nn.ReLU(), _Convolution(width, width, 3, 1))
+            for width in later
         )
         self.object_head = nn.Linear(channels[-1], objects)
         self.colour_head = nn.Linear(channels[-1], len(COLOURS))

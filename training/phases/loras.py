@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from training.batches import Batch
 from training.networks import add_lora, merged, remove_lora
 from training.optimizer import MuonAdam
 from training.phases import autoencoder, transformer
-from training.batches import Batch
 from training.phases.transformer import SHORT, SHOWN, NoiseLevels, Supply, flow_errors, sample, warm_up
 from training.session import Progress, Session, keep, resume
 

@@ -1,8 +1,8 @@
 """The text encoder first: what a caption says has to be known before it can be drawn.
 
-Linear heads on the caption's last token (which has read all the others) name the objects and paint small thumbnails of them, and
-tell the background, the dye, the number and the places. A transformer that starts with such captions learns to draw in minutes;
-one that has to find the meaning of words through noise does not. The heads are then dropped.
+Linear heads on the caption's last token (which has read all the others) name the objects and paint small thumbnails
+of them, and tell the background, the dye, the number and the places. A transformer that starts with such captions
+learns to draw in minutes; one that has to find the meaning of words through noise does not. The heads are then dropped.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ LONG_EVERY = 8
 
 @dataclass(frozen=True)
 class Meanings:
-    """What captions say, ``[B, …]`` each: objects (one past the last for none), dye (0 for none), count, four floats of place, six of
-    background."""
+    """What captions say, ``[B, …]`` each: objects (one past the last for none), dye (0 for none), count, four
+    floats of place, six of background."""
 
     things: Tensor
     dyes: Tensor
@@ -120,9 +120,7 @@ def train(session: Session, seconds: float | None = None) -> None:
     seed = f"{session.recipe.seed} {NAME} {session.rank} {progress.steps}"
 
     def writer(worker: int) -> Writer:
-        return Writer(
-            things, session.recipe, session.tokenizer, f"{seed} {worker}", empty=0.01, with_scenes=True
-        )
+        return Writer(things, session.recipe, session.tokenizer, f"{seed} {worker}", empty=0.01, with_scenes=True)
 
     chunks = written(writer, CHUNK, session.recipe.workers if session.device.type == "cuda" else 0)
     cuda = session.device.type == "cuda"
@@ -180,7 +178,9 @@ def _losses(read: tuple[Tensor, ...], said: Meanings, thumbnails: Tensor) -> tup
 @torch.no_grad()
 def _thumbnails(textures: Textures) -> Tensor:
     """Of every object, and an empty one, ``[objects + 1, 3 * side²]``, each pixel with a mean of 0 and a deviation near 1."""
-    small = torch.cat([F.adaptive_avg_pool2d(part.float(), THUMBNAIL)[:, :3].flatten(1) for part in textures.full.split(128)])
+    small = torch.cat(
+        [F.adaptive_avg_pool2d(part.float(), THUMBNAIL)[:, :3].flatten(1) for part in textures.full.split(128)]
+    )
     small = (small - small.mean(0)) / small.std(0).clamp(min=0.05)
     return torch.cat([small, torch.zeros_like(small[:1])])
 

@@ -1,8 +1,9 @@
 """The transformer and, more slowly, the text encoder: rectified flow from noise to the latents of composed pictures.
 
 Three things are not the textbook's. In the last part of the phase the target moves away from what the model draws without a
-caption ("model guidance", Tang et al. 2025), so that no guidance is needed when pictures are made. Some noise levels are just those
-that the sampler visits. And some samples continue another picture, as image-to-image does: see ``noised``.
+caption ("model guidance", Tang et al. 2025), so that no guidance is needed when pictures are made. Some noise
+levels are just those that the sampler visits. And some samples continue another picture, as image-to-image does:
+see ``noised``.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ FIRST = 8192
 
 SHOWN = (
     "a red apple on a yellow background", "파란 배경의 고양이", "a blue cat on a white background", "커피, 베이지색 배경",
-    "two strawberries on a mint background", "강아지와 자동차, 초록 배경", "a small rocket, navy background", "분홍색 집, 하늘색 배경",
+    "two strawberries on a mint background", "강아지와 자동차, 초록 배경", "a small rocket, navy background",
+    "분홍색 집, 하늘색 배경",
 )  # fmt: skip
 EVERY = 1000
 """Steps between the sheets of ``SHOWN``."""
@@ -149,10 +151,10 @@ class Noised:
 def noised(batch: Batch, sigmas: Tensor, starts: Tensor) -> Noised:
     """Samples at given noise levels.
 
-    Most lie on the straight line from noise to their picture. An edited one started, as image-to-image does, from another picture
-    (its source) taken to the noise level ``start``, and goes straight from there to its own: half of what it still shows at a middle
-    noise level is the source, and the way leads from that to what the caption says. The lower the start, the steeper, so edits begin
-    at 0.4 or more.
+    Most lie on the straight line from noise to their picture. An edited one started, as image-to-image does, from
+    another picture (its source) taken to the noise level ``start``, and goes straight from there to its own: half
+    of what it still shows at a middle noise level is the source, and the way leads from that to what the caption
+    says. The lower the start, the steeper, so edits begin at 0.4 or more.
 
     Args:
         starts: noise levels ``[B]`` at which edited samples started, none lower than ``sigmas``.
@@ -213,7 +215,7 @@ def flow_errors(
     given = [(captions, batch.lengths)]
     if nothing is not None:
         tokens = nothing.shape[1]
-        padded = F.pad(nothing.detach(), (0, 0, 0, -tokens % WORDS)).expand(len(captions), -1, -1)
+        padded = F.pad(nothing.detach(), (0, 0, 0, captions.shape[1] - tokens)).expand(len(captions), -1, -1)
         given.append((padded, torch.full_like(batch.lengths, tokens)))
     velocities = network(sample.tokens, batch.grid, 1 - sample.sigmas, given, linear)
     target = sample.velocity
@@ -249,9 +251,7 @@ def train(session: Session, seconds: float | None = None) -> None:
     resume(session, NAME, drawing, progress)
     resume(session, f"{NAME}_text", reading, progress)
     seed = f"{session.recipe.seed} {NAME} {session.rank} {progress.steps}"
-    supply = Supply(
-        session, coder, BASE_STYLE, seed, reuse=recipe.reuse, capacity=recipe.pool, edits=recipe.edits
-    )
+    supply = Supply(session, coder, BASE_STYLE, seed, reuse=recipe.reuse, capacity=recipe.pool, edits=recipe.edits)
     levels = NoiseLevels(session.recipe, session.device, recipe.own_sigmas)
     ids, lengths = caption_ids(session, [""])
     nothing = ids[:, : int(lengths[0])]
