@@ -210,8 +210,8 @@ class Pool:
 
     def words(self) -> dict[int, int]:
         """Padded lengths of the captions at hand, and how many of each."""
-        lengths, counts = np.unique(self._words[self._words > 0], return_counts=True)
-        return dict(zip(lengths.tolist(), counts.tolist(), strict=True))
+        counts = np.bincount(self._words // WORDS)
+        return {place * WORDS: int(count) for place, count in enumerate(counts) if place and count}
 
     def draw(self, rng: np.random.Generator, count: int, words: int) -> Batch:
         """A batch, with captions of so many padded tokens."""

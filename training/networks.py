@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import cast
 
@@ -27,7 +28,6 @@ from hwaga.families.z_image.transformer import (
     TransformerConfig,
     ZImageTransformer,
 )
-from hwaga.kernels.reference import attend
 from hwaga.weights.adapters import LinearCall, plain
 from hwaga.weights.fused import FusedLinear
 from training.recipe import AutoencoderRecipe, Recipe, TextEncoderRecipe, TransformerRecipe
@@ -100,7 +100,8 @@ class BatchedAttention(z_image.Attention):
         even, odd = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
         qk = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(v.dtype)
         q, k = (each.transpose(1, 2) for each in qk.unbind(2))
-        return linear(self.out, attend(q, k, v[:, :, 0].transpose(1, 2)).transpose(1, 2).flatten(2))
+        mixed = F.scaled_dot_product_attention(q, k, v[:, :, 0].transpose(1, 2))
+        return linear(self.out, mixed.transpose(1, 2).flatten(2))
 
 
 class TrainedTransformer(nn.Module):
@@ -125,6 +126,13 @@ class TrainedTransformer(nn.Module):
         """
         self._run = torch.compile(_run_block, dynamic=False)
         self._compiled_words = words
+
+    @contextmanager
+    def eagerly(self) -> Iterator[None]:
+        """Without compiled functions, for a batch of a shape that comes too rarely to compile anything for."""
+        run, self._run = self._run, _run_block
+        yield
+        self._run = run
 
     def forward(
         self,

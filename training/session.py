@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.compose import Textures
 from training.optimizer import MuonAdam
 from training.pack import Thing, read_things
 from training.recipe import Phase, Recipe
@@ -45,10 +47,17 @@ class Session:
     world: int = 1
     compiles: bool = False
     _hosts: dist.ProcessGroup | None = field(default=None, repr=False)
+    _textures: dict[str, Textures] = field(default_factory=dict, repr=False)
 
-    @property
+    @cached_property
     def things(self) -> tuple[Thing, ...]:
         return read_things(self.pack)
+
+    def textures(self, style: str) -> Textures:
+        """The pack's pictures of a style on the device, read once."""
+        if style not in self._textures:
+            self._textures[style] = Textures(self.pack, style, self.things, self.device)
+        return self._textures[style]
 
     @property
     def dtype(self) -> torch.dtype:

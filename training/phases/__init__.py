@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
 
 from training.phases import autoencoder, judge, loras, text_encoder, transformer
 from training.session import Session
 
-_TRAIN = {
-    autoencoder.NAME: autoencoder.train,
-    judge.NAME: judge.train,
-    text_encoder.NAME: text_encoder.train,
-    transformer.NAME: transformer.train,
-    "loras": loras.train,
-}
+PHASES = (autoencoder.NAME, judge.NAME, text_encoder.NAME, transformer.NAME, "loras")
 
-PHASES = tuple(_TRAIN)
+Train = Callable[[Session, float | None], None]
 
 
 def train_phases(wanted: Sequence[str], seconds: float | None, session: Session) -> None:
@@ -28,17 +25,22 @@ def train_phases(wanted: Sequence[str], seconds: float | None, session: Session)
     if session.device.type == "cuda":
         _prepare_cuda()
     started = time.monotonic()
-    for name, train in _TRAIN.items():
-        if name not in wanted:
-            continue
-        left = None if seconds is None else seconds - (time.monotonic() - started)
-        if left is not None and session.agreed(left) < LEAST:
-            return
-        while not _finished(session, name):
-            left = None if seconds is None else seconds - (time.monotonic() - started)
-            if left is not None and session.agreed(left) < LEAST:
+    for phase, name, train in _steps(session):
+        while phase in wanted and not _finished(session, name):
+            left = None if seconds is None else session.agreed(seconds - (time.monotonic() - started))
+            if left is not None and left < LEAST:
                 return
             train(session, left)
+
+
+def _steps(session: Session) -> Iterator[tuple[str, str, Train]]:
+    """Phases, their names in ``progress.json``, and what trains them; the LoRAs are one after the other."""
+    yield autoencoder.NAME, autoencoder.NAME, autoencoder.train
+    yield judge.NAME, judge.NAME, judge.train
+    yield text_encoder.NAME, text_encoder.NAME, text_encoder.train
+    yield transformer.NAME, transformer.NAME, transformer.train
+    for style in session.recipe.loras.styles:
+        yield "loras", loras.name_of(style), partial(loras.train, style)
 
 
 LEAST = 10.0
@@ -46,16 +48,13 @@ LEAST = 10.0
 
 
 def _finished(session: Session, name: str) -> bool:
+    """As the first process sees it, once it has written all that the others will read."""
     path = session.run / "progress.json"
-    table = json.loads(path.read_text()) if path.exists() else {}
-    names = [loras.name_of(style) for style in session.recipe.loras.styles] if name == "loras" else [name]
-    finished = all(table.get(each, {}).get("done", 0.0) >= 1.0 for each in names)
-    return bool(session.agreed(float(finished)))
+    table = json.loads(path.read_text()) if session.rank == 0 and path.exists() else {}
+    return bool(session.agreed(float(table.get(name, {}).get("done", 0.0) >= 1.0)))
 
 
 def _prepare_cuda() -> None:
-    import torch
-
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True

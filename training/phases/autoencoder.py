@@ -33,7 +33,7 @@ def train(session: Session, seconds: float | None = None) -> None:
     optimizer = MuonAdam(autoencoder.named_parameters(), stacked_parts, recipe.phase.average)
     progress = Progress(session, NAME, recipe.phase, seconds)
     resume(session, NAME, optimizer, progress)
-    textures = {style: Textures(session.pack, style, session.things, session.device) for style in STYLES}
+    textures = {style: session.textures(style) for style in STYLES}
     encoder, decoder = autoencoder.encoder, autoencoder.decoder
     if session.compiles:
         encoder, decoder = torch.compile(encoder, dynamic=False), torch.compile(decoder, dynamic=False)

@@ -87,7 +87,7 @@ def examples(
         spots[:, 2] *= np.exp(numbers.normal(0, 0.05, count))
         layers.append(Layer(np.arange(count), picked, spots, dyed))
     palette = np.array([colour.rgb for colour in COLOURS], np.float32) / 255
-    ends = backgrounds_for(picked[None], numbers)
+    ends = backgrounds_for(len(things), picked[None], numbers)
     ends[numbers.random(count) < 0.2] = WHITE
     off = numbers.normal(0, 0.02, (count, 1, 3)).astype(np.float32)
     backgrounds = np.clip(palette[ends] + off, 0, 1).astype(np.float32)
@@ -104,7 +104,7 @@ def train(session: Session, seconds: float | None = None) -> None:
     resume(session, NAME, optimizer, progress)
     if progress.steps:
         judge.load_state_dict(session.load(NAME))
-    textures = {style: Textures(session.pack, style, things, session.device) for style in STYLES}
+    textures = {style: session.textures(style) for style in STYLES}
     numbers = np.random.default_rng([session.recipe.seed, 2, session.rank, progress.steps])
     size = session.recipe.sizes.standard[0]
     look = torch.compile(judge, dynamic=False) if session.compiles else judge

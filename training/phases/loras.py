@@ -16,22 +16,13 @@ OWN_SIGMAS = 0.6
 """A LoRA has seconds to learn: more of its samples are at the sampler's own noise levels."""
 
 
-def train(session: Session, seconds: float | None = None) -> None:
-    """All of them, each for as long as the recipe says; ``seconds`` is for what is left of the first that is unfinished."""
-    for style in session.recipe.loras.styles:
-        progress = Progress(session, name_of(style), session.recipe.loras.phase, seconds)
-        if not progress.finished:
-            _train(session, style, progress)
-            if seconds is not None:
-                return
-
-
 def name_of(style: str) -> str:
     return f"lora-{style}"
 
 
-def _train(session: Session, style: str, progress: Progress) -> None:
+def train(style: str, session: Session, seconds: float | None = None) -> None:
     recipe = session.recipe.loras
+    progress = Progress(session, name_of(style), recipe.phase, seconds)
     coder = autoencoder.load(session)
     network, encoder = transformer.load(session)
     network.requires_grad_(False)

@@ -79,7 +79,8 @@ class Ring:
         return np.flatnonzero(self._words == words)
 
     def lengths_at_hand(self) -> list[int]:
-        return [int(words) for words in np.unique(self._words[self._words > 0])]
+        counts = np.bincount(self._words // WORDS)
+        return [place * WORDS for place, count in enumerate(counts) if place and count]
 
     def draw(self, rows: np.ndarray, words: int) -> tuple[Tensor, Tensor, Meanings]:
         at = torch.from_numpy(rows).to(self.ids.device, non_blocking=True)
@@ -116,7 +117,7 @@ def train(session: Session, seconds: float | None = None) -> None:
     optimizer = MuonAdam(named, stacked_parts, recipe.phase.average)
     progress = Progress(session, NAME, recipe.phase, seconds)
     resume(session, NAME, optimizer, progress)
-    thumbnails = _thumbnails(Textures(session.pack, BASE_STYLE, things, session.device))
+    thumbnails = _thumbnails(session.textures(BASE_STYLE))
     seed = f"{session.recipe.seed} {NAME} {session.rank} {progress.steps}"
 
     def writer(worker: int) -> Writer:

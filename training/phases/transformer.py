@@ -21,7 +21,7 @@ from hwaga.families.z_image.autoencoder import Autoencoder
 from hwaga.sampling.schedule import flow_match
 from hwaga.weights.adapters import LinearCall, plain
 from training.batches import WITHOUT_CAPTION, WORDS, Batch, Chunk, Pool, Writer, grid, written
-from training.compose import Textures, compose
+from training.compose import compose
 from training.networks import (
     LATENT_CHANNELS,
     PATCH,
@@ -53,7 +53,7 @@ SHOWN = (
     "two strawberries on a mint background", "강아지와 자동차, 초록 배경", "a small rocket, navy background",
     "분홍색 집, 하늘색 배경",
 )  # fmt: skip
-EVERY = 1000
+EVERY = 2000
 """Steps between the sheets of ``SHOWN``."""
 
 
@@ -68,7 +68,7 @@ class Supply:
         things = session.things
         self.recipe, self.reuse, self.coder = recipe, reuse, coder
         self.chunk = CHUNK if cuda else 8
-        self.textures = Textures(session.pack, style, things, session.device)
+        self.textures = session.textures(style)
         shares, sizes = recipe.sizes.shares, recipe.sizes.all
         self.pools = [
             Pool(size, max(int(capacity * share), 2 * self.chunk), LATENT_CHANNELS * PATCH**2, session.device)
@@ -325,10 +325,11 @@ def sample(
     shape = (len(captions), LATENT_CHANNELS, rows * PATCH, columns * PATCH)
     tokens = patchify(torch.randn(shape, generator=random_)).to(session.device)
     sigmas = flow_match(session.recipe.sampler_steps, session.recipe.shift)
-    for here, there in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
-        times = torch.full((len(captions),), 1 - here, device=session.device)
-        (velocity,) = transformer(tokens, (rows, columns), times, [(text, lengths)], linear)
-        tokens = tokens + (here - there) * velocity
+    with transformer.eagerly():
+        for here, there in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+            times = torch.full((len(captions),), 1 - here, device=session.device)
+            (velocity,) = transformer(tokens, (rows, columns), times, [(text, lengths)], linear)
+            tokens = tokens + (here - there) * velocity
     return coder.decode(unpatchify(tokens, (rows, columns)))
 
 
