@@ -109,7 +109,7 @@ def _tokenizer(arguments: argparse.Namespace, recipe: Recipe) -> None:
 
 def _captions(arguments: argparse.Namespace, recipe: Recipe) -> None:
     session = _session(arguments, recipe)
-    writer = Writer(session.things, recipe, session.tokenizer, "look", with_scenes=True)
+    writer = Writer(session.things, recipe, session.tokenizer, "look")
     for _ in range(arguments.count):
         scene = writer.maker.scene(writer.rng, 256, 256)
         print(f"{scene.kind:6}", writer.captioner.caption(writer.rng, scene))

@@ -51,7 +51,10 @@ class Chunk:
         source: what some of the scenes start from instead, and ``source_rows``, which ones.
         ids: token ids, int16 ``[B, MOST_WORDS]``, zeros behind a caption's end.
         lengths: tokens of each caption ``[B]``.
-        scenes: left out of chunks that are drawn from without looking at what they show.
+        named: what captions tell in numbers, int64 ``[B, 4]``: two objects (one past the last for none), dye (0 for
+        none), objects
+            less one.
+        places: float32 ``[B, 4]``: x, y and size of the first object, x of the last.
     """
 
     size: int
@@ -60,7 +63,8 @@ class Chunk:
     source_rows: np.ndarray
     ids: np.ndarray
     lengths: np.ndarray
-    scenes: tuple[Scene, ...]
+    named: np.ndarray
+    places: np.ndarray
 
     @property
     def words(self) -> np.ndarray:
@@ -80,10 +84,8 @@ class Writer:
         *,
         edits: float = 0.0,
         empty: float = WITHOUT_CAPTION,
-        with_scenes: bool = False,
     ) -> None:
-        self.recipe = recipe
-        self.edits, self.empty, self.with_scenes = edits, empty, with_scenes
+        self.recipe, self.edits, self.empty = recipe, edits, empty
         self.rng = random.Random(seed)
         self.numbers = np.random.default_rng(self.rng.getrandbits(64))
         self.maker = SceneMaker(things)
@@ -112,8 +114,18 @@ class Writer:
             np.array([row for row, _ in sources], np.int64),
             ids,
             np.array([len(tokens) for tokens in found]),
-            tuple(scenes) if self.with_scenes else (),
+            np.array([self._named(scene) for scene in scenes]),
+            np.array([_places(scene) for scene in scenes], np.float32),
         )
+
+    def _named(self, scene: Scene) -> tuple[int, ...]:
+        second = scene.things[1] if scene.kind == "two" else len(self.maker.things)
+        return scene.things[0], second, scene.placed[0].dye + 1, len(scene.placed) - 1
+
+
+def _places(scene: Scene) -> tuple[float, ...]:
+    first = scene.placed[0]
+    return first.x, first.y, first.size, scene.placed[-1].x
 
 
 class _Chunks(IterableDataset[Chunk]):

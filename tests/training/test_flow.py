@@ -57,7 +57,16 @@ def _chunk(first: int, lengths: list[int], sources: list[int]) -> Chunk:
     ids = np.zeros((count, 256), np.int16)
     ids[:, 0] = np.arange(first, first + count)
     arrangement = Arrangement((), np.zeros((count, 2, 3), np.float32))
-    return Chunk(0, arrangement, None, np.array(sources, np.int64), ids, np.array(lengths), ())
+    return Chunk(
+        0,
+        arrangement,
+        None,
+        np.array(sources, np.int64),
+        ids,
+        np.array(lengths),
+        np.zeros((count, 4), np.int64),
+        np.zeros((count, 4), np.float32),
+    )
 
 
 def test_a_pool_keeps_pictures_and_captions_together_and_forgets_the_oldest() -> None:

@@ -20,7 +20,7 @@ from training.compose import Textures
 from training.networks import TrainedTextEncoder, text_encoder_config
 from training.optimizer import MuonAdam, stacked_parts
 from training.pack import BASE_STYLE
-from training.scenes import MOST_OBJECTS, Scene
+from training.scenes import MOST_OBJECTS
 from training.session import Progress, Session, keep, resume
 
 NAME = "text_encoder"
@@ -62,17 +62,16 @@ class Ring:
         self._words = np.zeros(capacity, np.int64)
         self._next = 0
 
-    def add(self, chunk: Chunk, none: int) -> None:
+    def add(self, chunk: Chunk) -> None:
         places = (np.arange(len(chunk.lengths)) + self._next) % len(self._words)
         self._next = int(places[-1] + 1) % len(self._words)
         device = self.ids.device
         at = torch.from_numpy(places).to(device)
         self.ids[at] = torch.from_numpy(chunk.ids).to(device)
         self.lengths[at] = torch.from_numpy(chunk.lengths).to(device)
-        self.numbers[at] = torch.tensor([_numbers(scene, none) for scene in chunk.scenes]).to(device)
-        values = np.array([_places(scene) for scene in chunk.scenes], np.float32)
-        backgrounds = chunk.target.backgrounds.reshape(len(values), 6) * 2 - 1
-        self.values[at] = torch.from_numpy(np.concatenate([values, backgrounds], axis=1)).to(device)
+        self.numbers[at] = torch.from_numpy(chunk.named).to(device)
+        backgrounds = chunk.target.backgrounds.reshape(len(places), 6) * 2 - 1
+        self.values[at] = torch.from_numpy(np.concatenate([chunk.places, backgrounds], axis=1)).to(device)
         self._words[places] = chunk.words
 
     def rows(self, words: int) -> np.ndarray:
@@ -121,24 +120,21 @@ def train(session: Session, seconds: float | None = None) -> None:
     seed = f"{session.recipe.seed} {NAME} {session.rank} {progress.steps}"
 
     def writer(worker: int) -> Writer:
-        return Writer(things, session.recipe, session.tokenizer, f"{seed} {worker}", empty=0.01, with_scenes=True)
+        return Writer(things, session.recipe, session.tokenizer, f"{seed} {worker}", empty=0.01)
 
     chunks = written(writer, CHUNK, session.recipe.workers if session.device.type == "cuda" else 0)
     cuda = session.device.type == "cuda"
     ring = Ring(RING if cuda else 4 * CHUNK, session.device)
     for _ in range(32 if cuda else 1):
-        ring.add(next(chunks), len(things))
+        ring.add(next(chunks))
     numbers = np.random.default_rng([session.recipe.seed, 4, session.rank, progress.steps])
 
     for done in progress:
-        ring.add(next(chunks), len(things))
+        ring.add(next(chunks))
         long = progress.steps % LONG_EVERY == LONG_EVERY - 1
         lengths_at_hand = ring.lengths_at_hand()
-        words = int(numbers.choice(lengths_at_hand)) if long else min(WORDS, lengths_at_hand[-1])
+        words = int(numbers.choice(lengths_at_hand)) if long else lengths_at_hand[0]
         rows = ring.rows(words)
-        if not len(rows):
-            words = lengths_at_hand[0]
-            rows = ring.rows(words)
         # Long captions are few, and a batch of them is kept as large in tokens as one of short ones.
         count = max(recipe.phase.batch * WORDS // words, 1)
         ids, lengths, meanings = ring.draw(numbers.choice(rows, count), words)
@@ -184,13 +180,3 @@ def _thumbnails(textures: Textures) -> Tensor:
     )
     small = (small - small.mean(0)) / small.std(0).clamp(min=0.05)
     return torch.cat([small, torch.zeros_like(small[:1])])
-
-
-def _numbers(scene: Scene, none: int) -> list[int]:
-    distinct = list(scene.things) if scene.kind == "two" else [scene.things[0], none]
-    return [*distinct, scene.placed[0].dye + 1, len(scene.placed) - 1]
-
-
-def _places(scene: Scene) -> tuple[float, ...]:
-    first = scene.placed[0]
-    return first.x, first.y, first.size, scene.placed[-1].x

@@ -100,7 +100,7 @@ class Supply:
     def _encoded(self, pictures: Tensor) -> Tensor:
         shape = (len(pictures), LATENT_CHANNELS, pictures.shape[2] // 8, pictures.shape[3] // 8)
         found = []
-        for part, noise in zip(pictures.split(64), torch.randn(shape, device=pictures.device).split(64), strict=True):
+        for part, noise in zip(pictures.split(128), torch.randn(shape, device=pictures.device).split(128), strict=True):
             found.append(patchify(self.coder.encode(part.contiguous(memory_format=torch.channels_last), noise)))
         return torch.cat(found)
 
