@@ -65,7 +65,7 @@ class Asker:
         """An object before a background that training never showed it with."""
         rng = random.Random(f"asked {name}")
         size = size or self.square
-        asked = []
+        asked: list[Asked] = []
         while len(asked) < count:
             thing = rng.choice(among or range(len(self.things)))
             held = [colour for colour in range(len(COLOURS)) if held_out_background(thing, colour)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from training import english, korean
 from training.colours import COLOURS, names_colour
@@ -30,6 +31,8 @@ from training.wording import (
     STACKED,
     UNSEEN,
 )  # fmt: skip
+
+Form = TypeVar("Form", str, tuple[str, str])
 
 KOREAN = 0.45
 """Share of captions in Korean."""
@@ -210,9 +213,9 @@ class Captioner:
         return text
 
 
-def _usual(rng: random.Random, forms: Sequence[str] | Sequence[tuple[str, str]]) -> str:
+def _usual(rng: random.Random, forms: Sequence[Form]) -> Form:
     """One of several forms, the first about as often as all others together."""
-    return forms[0] if len(forms) == 1 or rng.random() < 0.4 else rng.choice(forms)  # type: ignore[return-value]
+    return forms[0] if len(forms) == 1 or rng.random() < 0.4 else rng.choice(forms)
 
 
 def _slipped(rng: random.Random, text: str) -> str:

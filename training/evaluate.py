@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,9 @@ def evaluate(session: Session, model: Path, *, share: float, reference: int, onl
     def of_size(size: tuple[int, int]) -> list[Asked]:
         return asker.combinations(count(32), f"size {size}", among=asker.everyday, size=size)
 
+    def of_style(style: str) -> list[Asked]:
+        return asker.combinations(count(256), style, style=style)
+
     prompts: dict[str, Callable[[], list[Asked]]] = {
         "combinations": lambda: asker.combinations(count(512), "combinations"),
         "everyday": lambda: asker.combinations(count(128), "everyday", among=asker.everyday),
@@ -177,8 +181,8 @@ def evaluate(session: Session, model: Path, *, share: float, reference: int, onl
         "written": lambda: asker.written()[: count(120)],
         "counted": lambda: asker.counted(count(96)),
         "placed": lambda: asker.placed(count(96)),
-        **{f"style_{s}": (lambda s=s: asker.combinations(count(256), s, style=s)) for s in session.recipe.loras.styles},
-        **{f"size_{w}x{h}": (lambda size=(w, h): of_size(size)) for w, h in sizes[1:]},
+        **{f"style_{style}": partial(of_style, style) for style in session.recipe.loras.styles},
+        **{f"size_{size[0]}x{size[1]}": partial(of_size, size) for size in sizes[1:]},
     }
     others: dict[str, Callable[[], dict[str, Any]]] = {
         "autoencoder": lambda: fidelity(evaluation),
@@ -251,16 +255,16 @@ def _halves(picture: Tensor) -> tuple[Tensor, Tensor]:
 
 def fidelity(evaluation: Evaluation) -> dict[str, Any]:
     """PSNR of composed pictures that went through the autoencoder and came back, for each style."""
-    found = {}
-    model = evaluation.engine._model
-    assert model is not None
-    asker = evaluation.asker
+    found, asker = {}, evaluation.asker
+    next(evaluation.drawn(asker.combinations(1, "autoencoder")))  # its weights are then where they are needed
+    model = evaluation.engine._opened().model
     for style in STYLES:
         real = evaluation.real(asker.combinations(evaluation.count(64), f"autoencoder {style}", style=style))
         errors = []
         for picture in real:
             with torch.inference_mode():
-                again = model.decode_latents(model.encode_pixels(picture, None)).clamp(-1, 1).cpu()
+                latents = model.encode_pixels(picture.to(evaluation.session.device), None)
+                again = model.decode_latents(latents).clamp(-1, 1).cpu()
             errors.append(10 * torch.log10(4 / (again - picture).square().mean()))
         found[style] = round(torch.stack(errors).mean().item(), 2)
     return {"psnr": found}

@@ -25,8 +25,7 @@ BACKGROUNDS = ["yellow", "blue", "pink", "green", "white", "black", "orange", "p
 
 def samples(engine: Engine) -> tuple[Tensor, Tensor]:
     """Latent pixels ``[n, C + 1]`` (the last column is 1) and the mean colours ``[n, 3]`` in [-1, 1] beneath them."""
-    model = engine._model
-    assert model is not None
+    model = engine._opened().model
     latents, colours = [], []
     for place, subject in enumerate(SUBJECTS):
         for background in BACKGROUNDS[place % 2 :: 2]:

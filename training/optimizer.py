@@ -43,7 +43,8 @@ class MuonAdam:
         self._groups: dict[tuple[int, int], list[str]] = {}
         for name, count in self._parts.items():
             if count:
-                self._groups.setdefault(self._matrix(name, self.masters[name]).shape[1:], []).append(name)
+                _, rows, columns = self._matrix(name, self.masters[name]).shape
+                self._groups.setdefault((rows, columns), []).append(name)
         self._momenta = {
             name: torch.zeros_like(self.masters[name]) for names in self._groups.values() for name in names
         }

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,15 +155,10 @@ def _decoded(file: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(file)).convert("RGBA"))
 
 
-def _thing(entry: dict) -> Thing:
-    names = {
-        language: Names(
-            entry[language]["name"],
-            tuple(entry[language]["words"]),
-            tuple((word, count) for word, count in entry[language]["keywords"]),
-        )
-        for language in ("english", "korean")
-    }
+def _thing(entry: dict[str, Any]) -> Thing:
+    english, korean = (
+        Names(names["name"], tuple(names["words"]), tuple((word, count) for word, count in names["keywords"]))
+        for names in (entry["english"], entry["korean"])
+    )
     mains = {style: (colour[0], colour[1], colour[2]) for style, colour in entry["mains"].items()}
-    others = {name: entry[name] for name in ("key", "category", "dyeable", "natural")}
-    return Thing(**others, **names, mains=mains)
+    return Thing(entry["key"], entry["category"], english, korean, mains, entry["dyeable"], entry["natural"])

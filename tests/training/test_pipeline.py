@@ -88,6 +88,7 @@ def test_a_checkpoint_is_measured(data: Path, monkeypatch: pytest.MonkeyPatch) -
         "size_80x48",
         "style_flat",
         "image_to_image",
+        "autoencoder",
         "diffusers",
     ]
     _stage(data, "evaluate", "--model", str(data / "mini"), "--share", "0.01", "--reference", "2", "--only", *only)
@@ -100,6 +101,14 @@ def test_a_checkpoint_is_measured(data: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in only[:7]:
         assert 0 <= scores[name]["object_top_1"] <= 1
     assert re.search("gpu|cpu", str(report["where"]))
+
+
+def test_previews_are_fitted_and_written_to_the_card(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.fit_preview.SUBJECTS", ["an apple", "a car"])
+    _stage(data, "preview", "--model", str(data / "mini"))
+    preview = ModelCard.read(data / "mini" / "card.toml").preview
+    assert preview is not None
+    assert (len(preview), len(preview[0])) == (17, 3)
 
 
 def test_an_unknown_phase_is_refused(data: Path) -> None:

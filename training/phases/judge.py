@@ -98,7 +98,7 @@ def train(session: Session, seconds: float | None = None) -> None:
     recipe = session.recipe.judge
     torch.manual_seed(session.recipe.seed + 1)
     things = session.things
-    judge = Judge(recipe.channels, len(things)).to(session.device, memory_format=torch.channels_last)
+    judge = Judge(recipe.channels, len(things)).to(session.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = MuonAdam(judge.named_parameters(), stacked_parts, 0.0)
     progress = Progress(session, NAME, recipe.phase, seconds)
     resume(session, NAME, optimizer, progress)
