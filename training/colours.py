@@ -64,7 +64,7 @@ DYES = tuple(index for index, colour in enumerate(COLOURS) if colour.dyes)
 WHITE = 0
 
 _NAMES = {name for colour in COLOURS for name in (*colour.english, *(word for pair in colour.korean for word in pair))}
-_NAMES |= {"golden", "gold", "silver", "colorful", "rainbow", "청", "홍", "풋", "금색", "은색", "백"}
+_NAMES |= {"golden", "gold", "silver", "colorful", "rainbow", "홍", "풋", "금색", "은색"}
 
 
 def names_colour(words: str) -> bool:

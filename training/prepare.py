@@ -19,6 +19,10 @@ KEYWORD_SHARED = 4
 """Keywords of more objects than that tell none of them."""
 
 
+OTHERS = {"en": ("another ", "full-body "), "ko": ("또 다른 ", "전신 ")}
+"""What an object is called whose name everyday words keep for another one. Of animals, those have but a face."""
+
+
 class Candidate(NamedTuple):
     """An object before it has names and pictures: its code points, and its name in the vector package."""
 
@@ -100,7 +104,7 @@ def _names(
             key = candidate.key
             title = titles[key]
             if owner.get(title, key) != key:  # another object is meant by that word
-                title = candidate.vector.replace("-", " ") if language == "en" else f"{title} 모양"
+                title = OTHERS[language][candidate.category == "Animals & Nature"] + title
             kept = tuple(
                 (word, shared[word])
                 for word in keywords[key]

@@ -210,7 +210,7 @@ def resume(session: Session, name: str, optimizer: MuonAdam, progress: Progress)
         return
     state = session.run / "states" / f"{name}.safetensors"
     found = load_file(state) if state.exists() else {}
-    if int(found.get("steps", torch.tensor(-1))) != optimizer.steps + progress.steps:
+    if int(found.get("steps", torch.tensor(-1))) != progress.steps:
         found = session.load(name)
         session.log(name, resumed="from the weights alone: moments start anew")
     optimizer.load({key: value.to(session.device) for key, value in found.items()})

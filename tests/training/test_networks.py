@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from training.assemble import stored
 from training.networks import (
     TrainedTextEncoder,
     TrainedTransformer,
+    _run_block,
     add_lora,
+    autoencoder_config,
     merged,
     patchify,
     remove_lora,
@@ -20,6 +25,7 @@ from training.networks import (
 )
 from training.recipe import Recipe
 
+from hwaga.families.z_image.autoencoder import Autoencoder
 from hwaga.families.z_image.text_encoder import Qwen3Encoder
 from hwaga.families.z_image.transformer import ZImageTransformer
 from hwaga.weights.layouts import z_image_transformer
@@ -99,6 +105,20 @@ def test_a_second_set_of_captions_shares_the_start_and_has_no_gradient() -> None
     assert not both[1].requires_grad
 
 
+def test_blocks_compile_whole_and_once_for_all_layers() -> None:
+    """A graph for each of: image tokens alone, image and caption, and the latter without gradients. None for a second layer."""
+    recipe = replace(TINY, transformer=replace(TINY.transformer, layers=4))
+    network, counter = TrainedTransformer(transformer_config(recipe)), CompileCounter()
+    network._run = torch.compile(_run_block, dynamic=False, backend=counter, fullgraph=True)
+    network._compiled_words = 32
+    lengths = torch.tensor([5, 9])
+    for _ in range(2):
+        captions = torch.randn(2, 32, TINY.text_encoder.hidden)
+        both = network(torch.randn(2, 16, 64), (4, 4), torch.rand(2), [(captions, lengths), (captions, lengths)])
+        both[0].mean().backward()
+    assert counter.frame_count == 3
+
+
 def test_a_lora_begins_as_nothing_and_is_taken_away_again() -> None:
     network = _transformer()
     latents, captions, times = torch.randn(1, 16, 8, 8), torch.randn(1, 32, TINY.text_encoder.hidden), torch.rand(1)
@@ -136,9 +156,6 @@ def test_the_bundled_models_recipe_keeps_to_its_size() -> None:
     with torch.device("meta"):
         transformer = TrainedTransformer(transformer_config(recipe))
         encoder = TrainedTextEncoder(text)
-    from training.networks import autoencoder_config
-
-    from hwaga.families.z_image.autoencoder import Autoencoder
 
     autoencoder = Autoencoder(autoencoder_config(recipe.autoencoder))
     networks = (transformer, encoder, autoencoder)
