@@ -34,7 +34,7 @@ demo: $(RUNTIME) ## Make pictures with the bundled model: from English, from Kor
 	@echo "           $(CURDIR)/demo/three-styles.png (realistic, semi_realistic, anime)"
 
 test: $(DEV) ## Run the tests (offline, on the CPU)
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(DEV) ## Check style (ruff) and types (mypy --strict)
 	$(BIN)/ruff check .

@@ -1,16 +1,20 @@
 """This engine beside diffusers on a GPU, with random weights of the full size: the same pictures? how fast? how much memory?
 
-    python benchmarks/gpu_full.py [--runs 5] [--folder FOLDER] [--tiny]
+    python benchmarks/gpu_full.py [--runs 5] [--folder FOLDER] [--sizes 1024x1024 …] [--batch 4] [--tiny]
 
-A checkpoint of Z-Image Turbo's shape with random bfloat16 weights is written in diffusers' layout and opened by both. Their
-pictures of the same seed are compared, then both make pictures in turn, prompt to pixels. ``--tiny`` is the same with a small
-network, to try the script. The figures go to ``results/gpu_full.json``.
+A checkpoint of Z-Image Turbo's shape with random bfloat16 weights is written in diffusers' layout and opened by all, in one
+process: this engine in bfloat16 and in fp8, and diffusers as it is, and with cuDNN's attention and its blocks compiled. Their
+pictures of the same seed are compared, then all of them make pictures in turn, prompt to pixels, each with a prompt of its own.
+Beside them stands the floor: the products of matrices and the attention of all steps, alone. ``--tiny`` is the same with a
+small network, to try the script. The figures go to ``results/gpu_full.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import atexit
+import copy
+import dataclasses
 import gc
 import json
 import lzma
@@ -19,7 +23,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,18 +161,192 @@ def psnr(a: Any, b: Any) -> float:
     return round(float(10 * np.log10(255**2 / max(error, 1e-9))), 2)
 
 
+class Floor:
+    """The products and the attention of a generation with nothing between them, over random numbers.
+
+    Args:
+        tokens: of the image and the caption together.
+        fp8: products of 8-bit numbers.
+    """
+
+    DIM, HEADS, HIDDEN, BLOCKS = 3840, 30, 10240, 32
+
+    def __init__(self, tokens: int, *, fp8: bool) -> None:
+        from hwaga.kernels.reference import coded
+
+        self.products = []
+        for width, out in (
+            (self.DIM, 3 * self.DIM),
+            (self.DIM, self.DIM),
+            (self.DIM, 2 * self.HIDDEN),
+            (self.HIDDEN, self.DIM),
+        ):
+            x, weight = (torch.randn(rows, width, device="cuda").bfloat16() for rows in (tokens, out))
+            self.products.append((coded(x), coded(weight)) if fp8 else (x, weight))
+        self.qkv = torch.randn(3, 1, self.HEADS, tokens, 128, device="cuda").bfloat16()
+        self.fp8 = fp8
+
+    def __call__(self) -> None:
+        from hwaga.kernels.attention import attend
+        from hwaga.kernels.operations import scaled_product
+
+        with torch.inference_mode():
+            for _ in range(self.BLOCKS * STEPS):
+                for x, weight in self.products:
+                    if self.fp8:
+                        scaled_product(x, weight.codes, weight.scale, torch.bfloat16)
+                    else:
+                        torch.nn.functional.linear(x, weight)
+                attend(*self.qkv)
+
+
+STEPS = 8
+COMPILED = "diffusers, cuDNN and compiled blocks"
+
+
+def millijoules() -> int | None:
+    """Energy that the GPU has taken since its driver was loaded, if it says so."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(0)))
+    except Exception:  # noqa: BLE001 - of a library that need not be there
+        return None
+
+
+def preview_milliseconds(engine: Any, size: tuple[int, int]) -> dict[str, float]:
+    """What the small picture of a step takes once the step has been computed, on its way to the host included."""
+    from hwaga import ImageRequest, Settings, Step
+    from hwaga.model_lookup import find_card
+
+    engine.card = dataclasses.replace(
+        engine.card, preview=find_card("mini", Settings.read().models).preview
+    )  # of as many channels
+    taken = []
+    for event in engine.stream(ImageRequest(PROMPT, width=size[0], height=size[1], steps=STEPS, seed=1)):
+        if isinstance(event, Step):
+            taken.append(timed(lambda event=event: event.preview, torch.cuda.is_available())[0] * 1000)
+    return spread(taken)
+
+
+def open_contenders(
+    folder: Path, device: str, figures: dict[str, Any], engines: dict[str, Any]
+) -> dict[str, Callable[..., Any]]:
+    """By name, what makes pictures of a size for seeds, a list of (picture, timings of its phases or None)."""
+    from hwaga import Engine, ImageRequest
+
+    cuda = device == "cuda"
+    for name, precision in (("hwaga bfloat16", "full"), ("hwaga fp8", "fp8")):
+        with HostWatch() as watch:
+            opened: Any = partial(Engine.open, folder, device=device, dtype="bfloat16", precision=precision)
+            seconds, held, engines[name] = timed(opened, cuda)
+        figures["load"][name] = {
+            "seconds": round(seconds, 2),
+            "host_anonymous_peak_mib": round((watch.peak - watch.before) / 2**20),
+            "device_peak_mib": round(held / 2**20) if held else None,
+        }
+    seconds, _, pipe = timed(lambda: open_diffusers(folder, device), cuda)
+    figures["load"]["diffusers"] = {"seconds": round(seconds, 2)}
+    pipes = {"diffusers": pipe}
+    if cuda:
+        compiled = copy.copy(pipe)
+        compiled.transformer = copy.deepcopy(pipe.transformer)
+        compiled.transformer.set_attention_backend("_native_cudnn")
+        compiled.transformer.compile_repeated_blocks(fullgraph=True)
+        pipes[COMPILED] = compiled
+
+    def ours(engine: Any, width: int, height: int, seeds: Sequence[int]) -> list[tuple[Any, Any]]:
+        requests = [ImageRequest(prompt(width, seed), width=width, height=height, seed=seed) for seed in seeds]
+        return [(result.image, result.timings) for result in engine.generate_many(requests)]
+
+    def theirs(pipe: Any, width: int, height: int, seeds: Sequence[int]) -> list[tuple[Any, Any]]:
+        made = pipe(
+            [prompt(width, seed) for seed in seeds], width=width, height=height, num_inference_steps=STEPS, guidance_scale=0.0,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        ).images  # fmt: skip
+        return [(image, None) for image in made]
+
+    return {name: partial(ours, engine) for name, engine in engines.items()} | {
+        name: partial(theirs, pipe) for name, pipe in pipes.items()
+    }
+
+
+def compared(
+    contenders: dict[str, Callable[..., Any]], size: tuple[int, int], batch: int, runs: int, cuda: bool
+) -> dict[str, Any]:
+    """All contenders at one size, in turn."""
+    width, height = size
+    rows: dict[str, dict[str, Any]] = {}
+    pictures = {}
+    for name, make in contenders.items():
+        first, _, made = timed(lambda make=make: make(width, height, range(100, 100 + batch)), cuda)
+        pictures[name] = made[0][0]
+        rows[name] = {"first_seconds": round(first, 3)}
+    for name, row in rows.items():
+        row["psnr_db_to_diffusers"] = psnr(pictures[name], pictures["diffusers"])
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    phases: dict[str, dict[str, list[float]]] = {name: {} for name in contenders}
+    for run in range(runs):
+        for name, make in contenders.items():
+            before = millijoules()
+            seconds, peak, made = timed(
+                lambda make=make, run=run: make(width, height, range(run * batch, run * batch + batch)), cuda
+            )
+            after = millijoules()
+            taken[name].append(seconds)
+            rows[name]["working_mib"] = round(peak / 2**20) if peak else None
+            if before is not None and after is not None:
+                rows[name]["joules"] = round((after - before) / 1000, 1)
+            if made[0][1] is not None:
+                for phase in ("encode", "denoise", "decode"):
+                    phases[name].setdefault(phase, []).append(getattr(made[0][1], phase))
+    for name, row in rows.items():
+        row |= spread(taken[name]) | {"p95": round(float(np.percentile(taken[name], 95)), 4)}
+        row["phases"] = {phase: spread(values)["median"] for phase, values in phases[name].items()}
+        row["times_faster_than"] = {
+            other: spread([b / a for a, b in zip(taken[name], taken[other], strict=True)])["median"]
+            for other in contenders
+            if other.startswith("diffusers") and other != name
+        }
+    return rows
+
+
+def floors(size: tuple[int, int], rows: dict[str, Any]) -> dict[str, Any]:
+    """The floor at one size, and the denoising of this engine as a multiple of it."""
+    tokens = -(-(size[0] // 16) * (size[1] // 16) // 32) * 32 + CAPTION
+    found: dict[str, Any] = {"tokens": tokens}
+    for name, fp8 in (("hwaga bfloat16", False), ("hwaga fp8", True)):
+        if fp8 and torch.cuda.get_device_capability() < (8, 9):
+            continue
+        floor = Floor(tokens, fp8=fp8)
+        floor()
+        seconds = [timed(floor, True)[0] for _ in range(3)]
+        found[name] = spread(seconds) | {
+            "denoise_times_floor": round(rows[name]["phases"]["denoise"] / min(seconds), 3)
+        }
+    return found
+
+
+CAPTION = 128
+"""Caption tokens that the prompts come to, padding included."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "z-image-random"))
+    parser.add_argument("--sizes", nargs="*", default=["512x512", "1024x1024", "1344x768", "2048x2048"])
+    parser.add_argument("--batch", type=int, default=4, help="pictures at once, at 1024x1024 and below")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
     device, folder = "cuda" if cuda else "cpu", arguments.folder
-    sizes = [(256, 256)] if arguments.tiny else [(512, 512), (1024, 1024), (1344, 768)]
-    from hwaga import Engine, ImageRequest
+    sizes = [
+        tuple(int(side) for side in size.split("x")) for size in (["256x256"] if arguments.tiny else arguments.sizes)
+    ]
 
-    figures: dict[str, Any] = {"weights": "tiny" if arguments.tiny else "full size, random, bfloat16"}
+    figures: dict[str, Any] = {"weights": "tiny" if arguments.tiny else "full size, random, bfloat16", "load": {}}
     if folder.exists():
         raise SystemExit(f"{folder} exists. Name a folder that can be made and removed again.")
     atexit.register(shutil.rmtree, folder)
@@ -176,82 +355,37 @@ def main() -> None:
     if cuda:
         torch.cuda.empty_cache()
     print("checkpoint written", flush=True)
-
-    with HostWatch() as watch:
-        seconds, held, engine = timed(lambda: Engine.open(folder, device=device, dtype="bfloat16"), cuda)
-    figures["hwaga_load"] = {
-        "seconds": round(seconds, 2),
-        "host_anonymous_peak_mib": round((watch.peak - watch.before) / 2**20),
-        "device_peak_mib": round(held / 2**20) if held else None,
-    }
-    with HostWatch() as watch:
-        seconds, _, pipe = timed(lambda: open_diffusers(folder, device), cuda)
-    figures["diffusers_load"] = {
-        "seconds": round(seconds, 2),
-        "host_anonymous_peak_mib": round((watch.peak - watch.before) / 2**20),
-    }
-    print(figures, flush=True)
-
-    # A prompt of its own for each picture: one that was met before would not be encoded again.
-    def hwaga(width: int, height: int, seed: int) -> Any:
-        return engine.generate(ImageRequest(prompt(width, seed), width=width, height=height, seed=seed))
-
-    def diffusers(width: int, height: int, seed: int) -> Any:
-        generator = torch.Generator("cpu").manual_seed(seed)
-        return pipe(
-            prompt(width, seed), width=width, height=height, num_inference_steps=8, guidance_scale=0.0, generator=generator
-        ).images[0]  # fmt: skip
-
+    engines: dict[str, Any] = {}
+    contenders = open_contenders(folder, device, figures, engines)
+    print(figures["load"], flush=True)
     figures["pictures"] = {}
-    for width, height in sizes:
-        first_ours, _, ours = timed(lambda w=width, h=height: hwaga(w, h, 100), cuda)
-        first_theirs, _, theirs = timed(lambda w=width, h=height: diffusers(w, h, 100), cuda)
-        rows: dict[str, Any] = {
-            "psnr_db": psnr(ours.image, theirs),
-            "contrast": round(float(np.asarray(theirs, float).std()), 1),
-            "first": {"hwaga": round(first_ours, 3), "diffusers": round(first_theirs, 3)},
-        }
-        seconds_of: dict[str, list[float]] = {"hwaga": [], "diffusers": []}
-        phases: dict[str, list[float]] = {"encode": [], "denoise": [], "decode": []}
-        for run in range(arguments.runs):
-            taken, peak, result = timed(lambda w=width, h=height, s=run: hwaga(w, h, s), cuda)
-            seconds_of["hwaga"].append(taken)
-            rows["hwaga_working_mib"] = round(peak / 2**20) if peak else None
-            for phase, values in phases.items():
-                values.append(getattr(result.timings, phase))
-            taken, peak, _ = timed(lambda w=width, h=height, s=run: diffusers(w, h, s), cuda)
-            seconds_of["diffusers"].append(taken)
-            rows["diffusers_working_mib"] = round(peak / 2**20) if peak else None
-        pairs = zip(seconds_of["hwaga"], seconds_of["diffusers"], strict=True)
-        rows |= {name: spread(values) for name, values in seconds_of.items()}
-        rows["times_faster"] = spread([b / a for a, b in pairs])
-        rows["hwaga_phases"] = {phase: spread(values)["median"] for phase, values in phases.items()}
-        figures["pictures"][f"{width}x{height}"] = rows
-        print(width, height, json.dumps(rows), flush=True)
+    for size in sizes:
+        for batch in (1, arguments.batch):
+            if batch > 1 and size[0] * size[1] > 1024 * 1024:
+                continue
+            name = f"{size[0]}x{size[1]}" + (f", {batch} at once" if batch > 1 else "")
+            rows: dict[str, Any] = compared(contenders, size, batch, arguments.runs if batch == 1 else 2, cuda)  # type: ignore[arg-type]
+            if cuda and batch == 1 and not arguments.tiny:
+                rows["floor"] = floors(size, rows)  # type: ignore[arg-type]
+            figures["pictures"][name] = rows
+            print(name, json.dumps(rows), flush=True)
+            if not arguments.tiny:
+                write_report("gpu_full", figures)  # what there is, should the machine be taken away
 
-    twice = []
-    for _ in range(2):
-        engine._opened().model.forget()
-        twice.append(np.asarray(hwaga(*sizes[-1], 3).image).tobytes())
-    figures["same_bytes_twice"] = twice[0] == twice[1]
+    figures["preview_milliseconds"] = preview_milliseconds(engines["hwaga bfloat16"], sizes[0])  # type: ignore[arg-type]
 
-    mixed = [ImageRequest(PROMPT, width=w, height=h, seed=5) for w, h in (sizes * 4)[:4]]
-    alone = [engine.generate(request).image for request in mixed]
-    taken, peak, packed = timed(lambda: engine.generate_many(mixed), cuda)
-    figures["packed_batch_of_4"] = {
-        "seconds": round(taken, 3),
-        "working_mib": round(peak / 2**20) if peak else None,
-        "psnr_db_to_alone": [psnr(a, b.image) for a, b in zip(alone, packed, strict=True)],
-    }
+    from hwaga import Engine, ImageRequest
+
     with Engine.open("mini", device="cpu", dtype="float32") as reference:
         request = ImageRequest("a red apple on a yellow background", seed=7)
         expected = reference.generate(request).image
     figures["mini_against_cpu_float32_psnr_db"] = {}
-    for dtype in ("float32", "bfloat16"):
-        with Engine.open("mini", device=device, dtype=dtype) as mini:
+    for dtype, precision in (("float32", "full"), ("bfloat16", "full"), ("bfloat16", "fp8")):
+        with Engine.open("mini", device=device, dtype=dtype, precision=precision) as mini:
             start = ImageRequest("a fox", image=mini.generate(request).image, strength=0.5, seed=1)
             assert mini.generate(start).image.size == (256, 256)
-            figures["mini_against_cpu_float32_psnr_db"][dtype] = psnr(mini.generate(request).image, expected)
+            value = psnr(mini.generate(request).image, expected)
+            figures["mini_against_cpu_float32_psnr_db"][f"{dtype}, {precision}"] = value
     print(json.dumps(figures, indent=1))
     if not arguments.tiny:
         print(write_report("gpu_full", figures))

@@ -3,7 +3,8 @@
     python benchmarks/precision.py [--runs 5] [--prompts 96] [--folder FOLDER]
 
 The bundled model's weights are real, so likeness is measured on its pictures: the same prompts and seeds with whole weights
-and with each precision, in float32. How often they show what was asked for is judged by ``following.py``. With a GPU, random
+and with each precision, in float32; "fp8 products" is fp8 as newer GPUs have it, whose products are of 8-bit numbers on both
+sides. How often they show what was asked for is judged by ``following.py``. With a GPU, random
 weights of the full size tell memory and time at 1024×1024, beside whole weights in the same process. The figures go to
 ``results/precision.json``, or ``results/precision_gpu.json`` with a GPU.
 """
@@ -15,8 +16,11 @@ import atexit
 import gc
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -35,14 +39,31 @@ SEEDS = (1, 2, 3)
 SIDE = 1024
 
 
+PRODUCTS = "fp8 products"
+
+
+@contextmanager
+def opened(name: str, device: str, dtype: str) -> Iterator[Engine]:
+    """The bundled model with its weights kept in a precision. The products of codes are computed in float32 where the device
+    has none, and for all widths: the mini's do not suit a GPU's.
+    """
+    with ExitStack() as patches:
+        if name == PRODUCTS:
+            patches.enter_context(patch("hwaga.families.z_image.model.multiplies_codes", lambda _: True))
+            patches.enter_context(patch("hwaga.kernels.operations.multiplies_codes", lambda _: False))
+            patches.enter_context(patch("hwaga.weights.quantize.RUN", 1))
+        precision = "fp8" if name == PRODUCTS else name
+        yield patches.enter_context(Engine.open("mini", device=device, dtype=dtype, precision=precision))
+
+
 def likeness(device: str) -> dict[str, Any]:
     """PSNR of the mini's pictures to those with whole weights."""
     requests = [ImageRequest(thing, seed=seed) for thing in THINGS for seed in SEEDS]
     with Engine.open("mini", device=device, dtype="float32") as engine:
         whole = [engine.generate(request).image for request in requests]
     rows = {}
-    for name in PRECISIONS:
-        with Engine.open("mini", device=device, dtype="float32", precision=name) as engine:
+    for name in (*PRECISIONS, PRODUCTS):
+        with opened(name, device, "float32") as engine:
             values = sorted(psnr(a, engine.generate(r).image) for a, r in zip(whole, requests, strict=True))
         rows[name] = {
             "psnr_db_median": round(float(np.median(values)), 1),
@@ -56,8 +77,9 @@ def likeness(device: str) -> dict[str, Any]:
 def following(device: str, count: int) -> dict[str, Any]:
     """How often the mini's pictures show what prompts ask for, with whole weights in both number formats and in fewer bits."""
     judge, asked, rows = Judge(), list(wishes(count)), {}
-    for name, dtype in (("full", "float32"), ("full", "bfloat16"), *((name, "bfloat16") for name in PRECISIONS)):
-        with Engine.open("mini", device=device, dtype=dtype, precision=name) as engine:
+    fewer = [(name, "bfloat16") for name in (*PRECISIONS, PRODUCTS)]
+    for name, dtype in (("full", "float32"), ("full", "bfloat16"), *fewer):
+        with opened(name, device, dtype) as engine:
             drawn = [(wish, engine.generate(ImageRequest(wish.prompt, seed=i)).image) for i, wish in enumerate(asked)]
         rows[f"{name} {dtype}"] = score(judge, drawn)
         print(name, dtype, rows[f"{name} {dtype}"], flush=True)

@@ -5,6 +5,7 @@ It is set here, before anything reads it, and not in the Makefile, so that pytes
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 
@@ -33,9 +34,43 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     _workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // _workers))
 
+SLOW = (
+    "ui/test_making.py",
+    "test_placement.py",
+    "server/test_openapi.py",
+    "test_engine.py",
+    "families/test_z_image_parity.py",
+    "server/test_openapi_images.py",
+    "test_convert.py",
+    "weights/test_quantize.py",
+    "server/test_hostile_pictures.py",
+    "ui/test_access.py",
+    "ui/test_gallery.py",
+    "weights/test_download.py",
+    "server/test_dispatcher.py",
+    "server/test_page.py",
+    "cli/test_serve.py",
+    "test_soak.py",
+)
+"""Files that take longest, the longest first. One process tests a file: one that came last would have the others wait."""
+
 # A busy machine is no failure, so no deadline; where results must repeat, so do the examples.
 settings.register_profile("hwaga", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("hwaga")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with the slow files; each stays in one piece, and in its order."""
+    place = {f"tests/{file}": number for number, file in enumerate(SLOW)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, and is most of all objects: the garbage collector, which tests about memory call all the
+    time and which walks through everything, need not look at it ever again.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,7 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Qwen3Config
 
-from hwaga import CardError, CheckpointError, Engine, ModelCard, SizeError, UnknownModelError
+from hwaga import (
+    CardError,
+    CheckpointError,
+    Engine,
+    ImageRequest,
+    ModelCard,
+    RequestError,
+    SizeError,
+    StyleError,
+    UnknownModelError,
+)
 from hwaga.card_toml import card_toml
 from hwaga.cards import ASSETS, Limits, Part
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
@@ -80,8 +90,11 @@ def card_file(folder: Path, values: Values, name: str = "card.toml") -> Path:
 
 def test_built_in_cards() -> None:
     cards = built_in_cards(MODELS)
-    assert list(cards) == ["mini", "z-image-turbo", "z-image-turbo-bf16", "z-image-turbo-comfyui"]
+    assert list(cards) == ["mini", "sdxl", "z-image-turbo", "z-image-turbo-bf16", "z-image-turbo-comfyui"]
     assert all(name == card.name for name, card in cards.items())
+    sdxl = cards.pop("sdxl")
+    assert (sdxl.family, sdxl.steps, sdxl.default_size) == ("sdxl", 40, (1024, 1024))
+    assert "openrail++" in sdxl.license
     assert all(card.family == "z_image" and card.steps == 8 for card in cards.values())
 
 
@@ -440,7 +453,7 @@ def test_another_pipeline(checkpoint: Path) -> None:
 )
 def test_near_names_are_offered(name: str, meant: str) -> None:
     with pytest.raises(
-        UnknownModelError, match=rf"no model '{name}'\. Did you mean .*{meant}.*\? Known models: mini, z-image"
+        UnknownModelError, match=rf"no model '{name}'\. Did you mean .*{meant}.*\? Known models: mini, sdxl, z-image"
     ):
         find_card(name, MODELS)
 
@@ -632,9 +645,66 @@ def test_other_repositories(tmp_path: Path) -> None:
     assert card.download is not None
     assert card.download.also == (Download("c/d", "main", ("tokenizer/*",), {}, {}),)
     whole = {"repo": "c/d", "include": ["*"]}
-    for wrong in ("x", {"repo": "c/d"}, whole | {"repo": "c"}, whole | {"parts": {}}):
+    also = ModelCard.read(card_file(tmp_path, with_download(also=[whole | {"into": "vae", "license": "MIT"}]))).download
+    assert also is not None
+    assert also.also == (Download("c/d", "main", ("*",), {}, {}, into="vae", license="MIT"),)
+    places = [{"into": into} for into in ("../vae", "/vae", "vae/", "a//b", ".", "..", "a\\b")]
+    for wrong in (
+        "x",
+        {"repo": "c/d"},
+        whole | {"repo": "c"},
+        whole | {"parts": {}},
+        *(whole | each for each in places),
+    ):
         with pytest.raises(CardError, match=r"download\.also"):
             ModelCard.read(card_file(tmp_path, with_download(also=[wrong])))
+
+
+CHECKPOINTS = {"anime": {"title": {"en": "Anime", "ko": "애니"}, "checkpoint": "anime.safetensors", "steps": 28},
+               "film": {"title": {"en": "Film"}, "checkpoint": "film"},
+               "line": {"title": {"en": "Line"}, "lora": "loras/line.safetensors"}}  # fmt: skip
+
+
+def test_styles_that_are_checkpoints(tmp_path: Path) -> None:
+    """A card per checkpoint comes of one card: each is a model to be opened, named after the style."""
+    path = card_file(tmp_path, {**WHOLE, "styles": CHECKPOINTS})
+    card = ModelCard.read(path)
+    (tmp_path / "film").mkdir()
+    anime = find_card(f"{path}:anime", tmp_path)
+    assert (anime.name, anime.steps, anime.download) == (f"{card.name}:anime", 28, None)
+    assert anime.files == (tmp_path / "anime.safetensors",)
+    assert not anime.present
+    assert anime.styles["anime"].checkpoint is None, "there it is the model's own look"
+    film = find_card(f"{path}:film", tmp_path)
+    assert (film.folder, film.files, film.steps) == (tmp_path / "film", (), card.steps)
+    for wrong in ("line", "chalk"):
+        with pytest.raises(StyleError, match=rf"no style '{wrong}' that is a checkpoint.* are: anime, film"):
+            find_card(f"{path}:{wrong}", tmp_path)
+    with pytest.raises(UnknownModelError, match="no model 'nothing:anime'"):
+        find_card("nothing:anime", tmp_path)
+    (tmp_path / "again").mkdir()
+    written = dataclasses.replace(card, folder=tmp_path / "again", download=None)
+    (tmp_path / "again" / "card.toml").write_text(card_toml(written), encoding="utf-8")
+    assert ModelCard.read(tmp_path / "again" / "card.toml") == written
+
+
+@pytest.mark.parametrize(
+    ("style", "says"),
+    [
+        ({"checkpoint": "a", "lora": "b"}, "checkpoint and lora exclude each other"),
+        ({"checkpoint": "../a"}, "checkpoint must lie below the card's folder"),
+        ({"checkpoint": 3}, "checkpoint must be of type str"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be(style: Values, says: str, tmp_path: Path) -> None:
+    with pytest.raises(CardError, match=says):
+        ModelCard.read(card_file(tmp_path, {**WHOLE, "styles": {"a": {"title": {"en": "A"}, **style}}}))
+
+
+def test_a_checkpoint_from_the_hub(tmp_path: Path) -> None:
+    source = {"checkpoint": "checkpoints/flat.safetensors", "title": {"en": "Flat"}, "source": SOURCE}
+    style = ModelCard.read(card_file(tmp_path, {**WHOLE, "styles": {"flat": source}})).styles["flat"]
+    assert (style.lora, style.file) == (None, "checkpoints/flat.safetensors")
 
 
 def test_cards_are_written_as_they_are_read(tmp_path: Path) -> None:
@@ -647,3 +717,28 @@ def test_cards_are_written_as_they_are_read(tmp_path: Path) -> None:
         )
         (folder / "card.toml").write_text(card_toml(moved), encoding="utf-8")
         assert ModelCard.read(folder / "card.toml") == dataclasses.replace(moved, download=None)
+
+
+def test_guidance_and_samplers(tmp_path: Path) -> None:
+    """A card says whether its model is drawn with guidance, and a request is held to it."""
+    text = (ASSETS / "cards" / "z-image-turbo.toml").read_text()
+    led = text.replace("steps = 8\n", 'steps = 8\nguidance = 5.5\nsamplers = ["dpmpp_2m_karras", "euler"]\n', 1)
+    (tmp_path / "card.toml").write_text(led)
+    card = ModelCard.read(tmp_path / "card.toml")
+    assert (card.guidance, card.samplers) == (5.5, ("dpmpp_2m_karras", "euler"))
+    card.check_guidance(ImageRequest("a cat", negative="fog", guidance=3, sampler="euler"))
+    (tmp_path / "again.toml").write_text(card_toml(card))
+    assert ModelCard.read(tmp_path / "again.toml").samplers == card.samplers
+    assert ModelCard.read(tmp_path / "again.toml").guidance == 5.5
+    (tmp_path / "plain.toml").write_text(text)
+    plain = ModelCard.read(tmp_path / "plain.toml")
+    plain.check_guidance(ImageRequest("a cat"))
+    for fields in ({"negative": "fog"}, {"guidance": 2}):
+        with pytest.raises(RequestError, match=r"draws without guidance.*avoid"):
+            plain.check_guidance(ImageRequest("a cat", **fields))
+    with pytest.raises(RequestError, match="leave sampler out"):
+        plain.check_guidance(ImageRequest("a cat", sampler="euler"))
+    for wrong in ("guidance = 0.5", "guidance = nan", 'samplers = ["heun"]', 'samplers = ["euler", "euler"]'):
+        (tmp_path / "card.toml").write_text(text.replace("steps = 8\n", f"steps = 8\n{wrong}\n", 1))
+        with pytest.raises(CardError):
+            ModelCard.read(tmp_path / "card.toml")

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ from torch import Tensor
 import hwaga.weights.conversion as conversion_module
 import hwaga.weights.shards as shards_module
 from hwaga import Engine, ImageRequest
-from hwaga.cards import ModelCard
+from hwaga.cards import ModelCard, Style
 from hwaga.convert import ConversionPlan, convert, plan_conversion
 from hwaga.errors import CheckpointError, ConversionError, DiskSpaceError
 from hwaga.model_lookup import find_card
@@ -198,6 +199,13 @@ def test_the_card_and_the_marker(tmp_path: Path) -> None:
         Engine.open("mini", device="cpu", dtype="bfloat16") as two,
     ):
         assert one.generate(request).image.tobytes() == two.generate(request).image.tobytes()
+
+
+def test_a_style_that_is_another_model_stays_behind(source: Path, tmp_path: Path) -> None:
+    style = Style({"en": "Anime"}, None, checkpoint="anime.safetensors")
+    card = replace(find_card(source, source), styles={"anime": style, "plain": Style({"en": "Plain"}, None)})
+    *_, _ = convert(plan_conversion(card, tmp_path / "new", precision="bf16", layout="diffusers"))
+    assert list(find_card(tmp_path / "new", tmp_path).styles) == ["plain"]
 
 
 def test_comfyui_has_a_card_with_files(source: Path, tmp_path: Path) -> None:

@@ -212,6 +212,15 @@ class TestParameters:
             "Version: hwaga 0.1.0"
         )
 
+    def test_guidance_and_what_is_unwanted(self) -> None:
+        request = ImageRequest(
+            "a cat", negative="fog", guidance=6, sampler="dpmpp_2m_karras", width=256, height=128, steps=8, seed=5
+        )
+        assert a1111_parameters(request, model="sdxl", version="0.1.0") == (
+            "a cat\nNegative prompt: fog\nSteps: 8, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6, Seed: 5, "
+            "Size: 256x128, Model: sdxl, Version: hwaga 0.1.0"
+        )
+
     def test_image_to_image_tells_the_strength(self) -> None:
         request = ImageRequest("고양이", width=64, height=64, steps=8, seed=5, image=picture(), strength=0.35)
         prompt, values = self.parsed(a1111_parameters(request, model="mini", version="0.1.0"))

@@ -48,7 +48,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "version": frozenset(),
     "kernels": FOUNDATION,
     "sampling": FOUNDATION,
-    "weights": FOUNDATION,
+    "weights": FOUNDATION | {"kernels"},
     "families": FOUNDATION | {"weights", "sampling", "kernels", "memory"},  # of memory, the types of its plan alone
     "tokens": FOUNDATION | {"families"},  # the families' tokenizers for those that run without torch
     "memory": FOUNDATION | {"kernels"},

@@ -52,6 +52,17 @@ def test_a_lora_as_wrong_text(text: str) -> None:
         ("avoid", "text", RequestError),
         ("avoid", [1], RequestError),
         ("style_fallback", 1, RequestError),
+        ("negative", " ", PromptError),
+        ("negative", 3, PromptError),
+        ("negative", "a \ud800", PromptError),
+        ("guidance", 0.5, RequestError),
+        ("guidance", 31, RequestError),
+        ("guidance", float("nan"), RequestError),
+        ("guidance", float("inf"), RequestError),
+        ("guidance", True, RequestError),
+        ("guidance", "5", RequestError),
+        ("sampler", "heun", RequestError),
+        ("sampler", 1, RequestError),
     ],
 )
 def test_what_is_refused(field: str, value: Any, error: type[RequestError]) -> None:
@@ -65,6 +76,8 @@ def test_json_and_back() -> None:
         ImageRequest("a cat", **WORDS, loras=["flat", "line:0.5"], style_fallback=True),
         ImageRequest("a cat", **WORDS, composed=COMPOSED, seed=4),
         ImageRequest("a cat", composed=Composed("b")),
+        ImageRequest("a cat", negative="fog", guidance=7, sampler="dpmpp_2m_karras"),
+        ImageRequest("a cat", negative="fog", composed=Composed("b", negative="text")),
     ]:
         values = json.loads(json.dumps(request.to_json()))
         assert ImageRequest.from_json(values) == request
@@ -95,6 +108,15 @@ def test_what_the_model_is_given() -> None:
     assert done.model_prompt == "a cat. Drawn."
     assert done.model_loras == (LoraUse("flat", 0.8), LoraUse("line", 0.5))
     assert done.replace(loras=["flat:0.2"]).model_loras == (LoraUse("flat", 0.2),), "what is asked for by name counts"
+
+
+def test_the_negative_prompt_that_the_model_is_given() -> None:
+    unwanted = Composed("b", negative="text, logo")
+    assert ImageRequest("a").model_negative is None
+    assert ImageRequest("a", composed=Composed("b")).model_negative is None
+    assert ImageRequest("a", composed=unwanted).model_negative == "text, logo"
+    assert ImageRequest("a", negative="fog", composed=unwanted).model_negative == "fog, text, logo"
+    assert ImageRequest("a", composed=unwanted).replace(negative="fog").composed == unwanted
 
 
 def test_other_words_are_composed_anew() -> None:

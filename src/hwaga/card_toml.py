@@ -21,6 +21,10 @@ def card_toml(card: ModelCard) -> str:
     }
     if card.files:
         values["files"] = [path.relative_to(card.folder).as_posix() for path in card.files]
+    if card.guidance is not None:
+        values["guidance"] = card.guidance
+    if card.samplers:
+        values["samplers"] = list(card.samplers)
     if card.own_words_only:
         values["own_words_only"] = True
     if card.preview is not None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
-from hwaga.errors import CardError, CheckpointError, SizeError
+from hwaga.errors import CardError, CheckpointError, RequestError, SizeError, StyleError
 from hwaga.hub_sources import Download, LoraSource, read_download, read_lora_source
+from hwaga.request import MAX_GUIDANCE, SAMPLERS, ImageRequest
 from hwaga.toml_table import Table
 
 ASSETS = Path(str(files("hwaga") / "assets"))
@@ -24,8 +25,11 @@ ASSETS = Path(str(files("hwaga") / "assets"))
 CARD_FILE = "card.toml"
 INDEX_FILE = "model_index.json"
 
+STYLE_SIGN = ":"
+"""Between a model's name and a style of it that is a checkpoint of its own."""
+
 STYLES = "styles"
-"""What the styles' LoRAs are called among the parts that can be fetched."""
+"""What the styles' LoRAs and checkpoints are called among the parts that can be fetched."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,11 @@ class Style:
     Attributes:
         title: its name for people, by language.
         lora: file of the LoRA below the card's folder, or None for the base model's own look.
+        checkpoint: file or folder below the card's folder with a whole model of this look, or None.
         weight: of the LoRA; 1 is as trained.
         wording: what is written into the prompt in place of the pack's words for this style; None for the pack's.
         steps: steps that suit its LoRA; None for the model's own default.
-        source: where its LoRA is fetched from, if it is.
+        source: where its LoRA or checkpoint is fetched from, if it is.
     """
 
     title: Mapping[str, str]
@@ -58,6 +63,12 @@ class Style:
     wording: str | None = None
     steps: int | None = None
     source: LoraSource | None = None
+    checkpoint: str | None = None
+
+    @property
+    def file(self) -> str | None:
+        """What it takes in weights, below the card's folder."""
+        return self.lora or self.checkpoint
 
 
 @dataclass(frozen=True)
@@ -100,6 +111,9 @@ class ModelCard:
         download: where its files are fetched from, or None where there is no such place.
         preview: factors from latents to small RGB pictures, ``[channels + 1][3]`` with the offset last; or None.
         own_words_only: the packs' wording is beyond this model, and left out.
+        guidance: how much its pictures follow their prompts unless a request says so; None for a model that is drawn without
+            guidance, and so has no negative prompt.
+        samplers: that may be chosen from, its default first; empty where there is no choice.
     """
 
     name: str
@@ -117,6 +131,8 @@ class ModelCard:
     preview: tuple[tuple[float, ...], ...] | None = None
     own_words_only: bool = False
     files: tuple[Path, ...] = ()
+    guidance: float | None = None
+    samplers: tuple[str, ...] = ()
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -142,6 +158,32 @@ class ModelCard:
                 + (f"`hwaga download {self.name}` fetches {self.source}; " if self.download else "")
                 + "a folder that holds it can be given as the model too."
             )
+
+    def of_style(self, name: str) -> ModelCard:
+        """The model that draws a style with a checkpoint of its own.
+
+        Raises:
+            StyleError: no such style, or one that this model draws itself.
+        """
+        own = {each: style for each, style in self.styles.items() if style.checkpoint is not None}
+        if name not in own:
+            there_are = f"Those that are: {', '.join(own)}." if own else "None is."
+            raise StyleError(f"{self.name} has no style {name!r} that is a checkpoint of its own. {there_are}")
+        style = own[name]
+        place = self.folder / cast(str, style.checkpoint)
+        folder = place.is_dir() or not place.suffix
+        return replace(
+            self,
+            name=f"{self.name}{STYLE_SIGN}{name}",
+            title=f"{self.title}: {style.title.get('en', name)}",
+            license=style.source.license if style.source else "",
+            source=style.source.repo if style.source else "",
+            folder=place if folder else place.parent,
+            files=() if folder else (place,),
+            steps=style.steps or self.steps,
+            styles=MappingProxyType({name: replace(style, checkpoint=None, source=None)}),
+            download=None,
+        )
 
     def size_of(self, aspect: str) -> tuple[int, int]:
         """Width and height of a shape by name.
@@ -178,6 +220,25 @@ class ModelCard:
                 f"{size} is too large for {self.name}: sides end at {limits.max_side} pixels and "
                 f"pictures at {limits.max_pixels:,} pixels. {remedy}"
             )
+
+    def check_guidance(self, request: ImageRequest) -> None:
+        """Refuses a way of drawing that the model does not have.
+
+        Raises:
+            RequestError: with what would do instead.
+        """
+        if self.guidance is None:
+            given = [name for name in ("negative", "guidance") if getattr(request, name) is not None]
+            if given:
+                raise RequestError(
+                    f"{self.name} draws without guidance and has no negative prompt. Leave {' and '.join(given)} out; what the "
+                    "picture should not show goes into avoid."
+                )
+        if request.sampler is not None and request.sampler not in self.samplers:
+            offered = (
+                f"It has {', '.join(self.samplers)}" if self.samplers else "It has one of its own: leave sampler out"
+            )
+            raise RequestError(f"{self.name} is not drawn with the sampler {request.sampler}. {offered}.")
 
     def nearest_aspect(self, width: int, height: int) -> str:
         """The card's shape nearest to a size, as "4:3 (1152x896)"."""
@@ -221,6 +282,8 @@ def _card(table: Table, folder: Path) -> ModelCard:
         download=read_download(table.table("download")) if "download" in table.values else None,
         preview=_preview(table.get("preview", list, [])),
         own_words_only=table.get("own_words_only", bool, False),
+        guidance=_guidance(table) if "guidance" in table.values else None,
+        samplers=_samplers(table.get("samplers", list, [])),
     )
     table.close()
     loras = [Path(style.lora).stem for style in card.styles.values() if style.lora is not None]
@@ -239,6 +302,21 @@ def _card(table: Table, folder: Path) -> ModelCard:
     if limits.max_tokens < limits.tokens:
         raise CardError("limits.max_tokens is below limits.tokens.")
     return card
+
+
+def _guidance(table: Table) -> float:
+    guidance = float(table.get("guidance", (int, float)))
+    if not 1 <= guidance <= MAX_GUIDANCE:
+        raise CardError(
+            f"guidance must be from 1 to {MAX_GUIDANCE}, not {guidance:g}. Leave it out for a model without."
+        )
+    return guidance
+
+
+def _samplers(names: list[Any]) -> tuple[str, ...]:
+    if not all(name in SAMPLERS for name in names) or len(set(names)) < len(names):
+        raise CardError(f"samplers must be some of {', '.join(SAMPLERS)}, each once, not {names!r}.")
+    return tuple(names)
 
 
 def _files(names: list[Any], folder: Path) -> tuple[Path, ...]:
@@ -284,9 +362,11 @@ def _style(table: Table) -> Style:
     titles = table.table("title")
     source = read_lora_source(table.table("source")) if "source" in table.values else None
     place = f"loras/{Path(source.file).name}" if source else ""
+    checkpoint = table.get("checkpoint", str, "")
     style = Style(
         title=MappingProxyType({language: titles.get(language, str) for language in titles.values}),
-        lora=table.get("lora", str, place) or None,
+        lora=table.get("lora", str, "" if checkpoint else place) or None,
+        checkpoint=checkpoint or None,
         weight=float(table.get("weight", (int, float), 1.0)),
         wording=table.get("wording", str) if "wording" in table.values else None,
         steps=table.count("steps") if "steps" in table.values else None,
@@ -294,8 +374,11 @@ def _style(table: Table) -> Style:
     )
     if not -10 <= style.weight <= 10:
         raise CardError(f"{table.where}weight must be from -10 to 10, not {style.weight:g}.")
-    if style.lora is not None and (Path(style.lora).is_absolute() or ".." in Path(style.lora).parts):
-        raise CardError(f"{table.where}lora must lie below the card's folder, not at {style.lora!r}.")
+    if style.lora is not None and style.checkpoint is not None:
+        raise CardError(f"{table.where}checkpoint and lora exclude each other: a style is one or the other.")
+    for key, file in (("lora", style.lora), ("checkpoint", style.checkpoint)):
+        if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts):
+            raise CardError(f"{table.where}{key} must lie below the card's folder, not at {file!r}.")
     table.close()
     return style
 

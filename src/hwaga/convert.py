@@ -134,6 +134,8 @@ def _new_card(plan: ConversionPlan, folder: Path, files: Sequence[Path]) -> Mode
         source=f"{plan.card.source or plan.card.folder}, converted to {plan.precision}",
         folder=folder,
         files=tuple(files),
+        # A style that is a checkpoint is another model, which stays where it is.
+        styles={name: style for name, style in plan.card.styles.items() if style.checkpoint is None},
         download=None,
     )
 

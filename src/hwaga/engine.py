@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from hwaga.errors import (
     RequestError,
 )
 from hwaga.families import find_family
-from hwaga.families.family import Model, Progress
+from hwaga.families.family import Course, Model, Progress
 from hwaga.forecast import FULL, INSTEAD, choose, first_pictures, precisions, what_would_fit
 from hwaga.memory.budget import process_memory
 from hwaga.memory.device import peak_allocated, reset_peak
@@ -36,7 +36,8 @@ from hwaga.memory.trim import trim_host_memory
 from hwaga.placement import Attempt, Caps, Placement, Work
 from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
 from hwaga.resolve import Job, Resolver
-from hwaga.sampling.euler import euler
+from hwaga.sampling import RULES
+from hwaga.sampling.walk import walk
 from hwaga.settings import Settings, bytes_of
 from hwaga.weights.lora import LoraFile
 from hwaga.weights.verified import Verified
@@ -87,7 +88,8 @@ class Engine:
         Args:
             model: a model's name, a checkpoint folder, a card file or a card; the settings' model when left out.
             device: "cuda", "cuda:1", "mps", "cpu"; the settings' device, or the fastest present.
-            dtype: "bfloat16" or "float32"; the settings' dtype, or bfloat16 on a GPU and float32 on the CPU.
+            dtype: "bfloat16", "float32", and for some families "float16"; the settings' dtype, or float32 on the CPU and what
+                the family prefers on a GPU.
             precision: "int8", "fp8" or "int4" to keep the large weights in fewer bits, "full" for the dtype; the settings'.
                 "auto" is the dtype where that fits in any way, and else the best that does.
             vram, ram: most that this process may take of the GPU and of the host, as bytes or as "8 GiB"; the settings', or
@@ -127,7 +129,7 @@ class Engine:
             placement = Placement(opened, chosen_device, caps)
             with ExitStack() as undo:
                 undo.callback(placement.close)
-                _check_preview(card, opened)
+                _check_card(card, opened)
                 try:
                     placement.fit(Work([picture], card.steps), progress)
                 except DoesNotFitError as error:
@@ -177,8 +179,10 @@ class Engine:
             RequestError: the model does not take the request, or it fits no memory, before any work is done.
             DeviceMemoryError: the device ran out of memory. The engine can be used on.
         """
-        for event in self.stream_many([request]):
-            yield event if isinstance(event, Step) else event[0]
+        # Closed by name: a generator that is only dropped may live on as long as a traceback that saw it.
+        with closing(cast("Generator[Step | list[Result]]", self.stream_many([request]))) as events:
+            for event in events:
+                yield event if isinstance(event, Step) else event[0]
 
     def stream_many(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:
         """As ``stream``, for a packed batch: a step is one of each picture that is not done; the list of results comes last."""
@@ -204,19 +208,31 @@ class Engine:
             }
             adapters = [used[job.loras] for job in jobs]
             # Pictures that share a prompt and its LoRAs share its encoding.
-            prompts = list(dict.fromkeys(zip((tuple(job.token_ids) for job in jobs), adapters, strict=True)))
-            encoded = attempt(partial(model.encode_prompts, [ids for ids, _ in prompts], [own for _, own in prompts]))
-            conditionings = [
-                encoded[prompts.index((tuple(job.token_ids), own))] for job, own in zip(jobs, adapters, strict=True)
+            texts = [
+                (tokens, own) for job, own in zip(jobs, adapters, strict=True) for tokens in (job.tokens, job.negative)
             ]
+            prompts = list(dict.fromkeys(text for text in texts if text[0] is not None))
+            encoded = attempt(partial(model.encode_prompts, [text for text, _ in prompts], [own for _, own in prompts]))
+            conditionings = dict(zip(prompts, encoded, strict=True))
             latents = [attempt(partial(self._start, model, job, attempt)) for job in jobs]
             began = self._now()
 
-            shapes, schedules = [job.shape for job in jobs], [job.schedule for job in jobs]
-            denoising = partial(model.denoising, conditionings, shapes, schedules, adapters)
-            derivative = attempt(lambda: in_use.enter_context(denoising()))
+            courses = [
+                Course(
+                    conditioning=conditionings[job.tokens, own],
+                    shape=job.shape,
+                    schedule=job.schedule,
+                    adapters=own,
+                    negative=None if job.negative is None else conditionings[job.negative, own],
+                    guidance=job.request.guidance or 1.0,
+                    sampler=job.sampler,
+                )
+                for job, own in zip(jobs, adapters, strict=True)
+            ]
+            schedules, rules = [job.schedule for job in jobs], [RULES[job.sampler]() for job in jobs]
+            derivative = attempt(lambda: in_use.enter_context(model.denoising(courses)))
             totals, waited = tuple(len(schedule) - 1 for schedule in schedules), 0.0
-            for state in euler(lambda *at: attempt(partial(derivative, *at)), latents, schedules):
+            for state in walk(lambda *at: attempt(partial(derivative, *at)), latents, schedules, rules):
                 latents, shown = state.latents, list(state.denoised)
                 left = time.perf_counter()
                 try:
@@ -240,7 +256,7 @@ class Engine:
                 device=(self.device.type, str(self.dtype).removeprefix("torch.")),
                 precision=self.precision,
                 loras={lora.name: lora.digest for lora in job.loras},
-                tokens=len(job.token_ids),
+                tokens=len(job.tokens),
                 timings=timings,
                 memory=self._memory(),
             )
@@ -286,8 +302,9 @@ class Engine:
         request, sigma = job.request, job.schedule[0].item()
         # Noise comes from the CPU's generator, so that a seed means the same on every device and in every batch.
         generator = torch.Generator("cpu").manual_seed(job.seed)
-        if request.source is None:
-            return _noise(job.shape, generator).to(self.device)
+        alone = request.strength == 1 and not request.steps_scale  # nothing is left of the picture then
+        if request.source is None or alone:
+            return model.begin(_noise(job.shape, generator).to(self.device), sigma, job.sampler)
         pixels = _to_pixels(request.source.fitted(cast(int, request.width), cast(int, request.height), request.fit))
         # The reference samples the encoder's posterior, and spends the seed's first numbers on it.
         posterior = _noise(job.shape, generator).to(self.device) if request.steps_scale else None
@@ -347,7 +364,12 @@ def _work(jobs: Sequence[Job]) -> Work:
     return Work([job.picture for job in jobs], max(len(job.schedule) for job in jobs) - 1, loras)
 
 
-def _check_preview(card: ModelCard, model: Model) -> None:
+def _check_card(card: ModelCard, model: Model) -> None:
+    """Refuses a card that says of a model what that is not. Raises CardError."""
+    if card.guidance is not None and not model.guided:
+        raise CardError(f"{card.name} is of the family {card.family}, which has no guidance. Take it off its card.")
+    if unknown := [sampler for sampler in card.samplers if sampler not in model.samplers]:
+        raise CardError(f"{card.name} is not drawn with {', '.join(unknown)}. Take samplers off its card.")
     channels = model.latent_shape(*card.default_size)[0]
     if card.preview is not None and len(card.preview) != channels + 1:
         raise CardError(f"{card.name} has {channels} latent channels, so preview needs {channels + 1} rows.")

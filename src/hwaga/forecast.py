@@ -26,7 +26,7 @@ from hwaga.memory.plan import Budget, Plan, plan
 from hwaga.model_lookup import find_card
 from hwaga.placement import Caps
 from hwaga.request import ImageRequest
-from hwaga.resolve import size_of, steps_of
+from hwaga.resolve import guidance_of, size_of, steps_of
 from hwaga.settings import Settings, bytes_of
 from hwaga.weights.verified import Verified
 
@@ -143,7 +143,8 @@ def forecast(
         size, steps = card.default_size, card.steps
         if request is not None:
             size, steps = size_of(request, card, first), steps_of(request, card)
-        pictures = (Picture(*size, card.limits.tokens, source),) * number
+        guided = (guidance_of(request, card) or 1) > 1
+        pictures = (Picture(*size, card.limits.tokens, source, guided),) * number
         tried = itertools.product(first_pictures(card), ways)
         way = next((way for picture, way in tried if planned(way, [picture], card.steps)), ways[-1])
         try:
@@ -220,7 +221,7 @@ def first_pictures(card: ModelCard) -> list[Picture]:
     if not card.limits.listed_sizes_only:
         side = -(-card.limits.min_side // card.limits.multiple) * card.limits.multiple
         sizes.append((side, side))
-    return [Picture(*size, card.limits.tokens) for size in sizes]
+    return [Picture(*size, card.limits.tokens, guided=(card.guidance or 1) > 1) for size in sizes]
 
 
 def _takes(card: ModelCard, side: int) -> bool:
@@ -236,8 +237,8 @@ def find_dtype(name: str | None, offered: Sequence[str], device: str) -> torch.d
         DeviceError: the model does not run in it.
     """
     if name is None:
-        name = "float32" if device == "cpu" else "bfloat16"
-    name = {"fp32": "float32", "bf16": "bfloat16"}.get(name, name)
+        name = "float32" if device == "cpu" else offered[0]
+    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(name, name)
     if name not in offered:
         raise DeviceError(f"The number format must be one of {', '.join(offered)}, not {name!r}.")
     return cast(torch.dtype, getattr(torch, name))

@@ -22,6 +22,8 @@ class Download:
         parts: the patterns of each part's files, by the part's name. Files of no part belong to all of them.
         sha256: what files must have, by path, where the card's author knows better than to ask the hub.
         also: other repositories that files of the model are from. Where two have a file of a path, the first one counts.
+        into: the folder below the model's that files go to, under their paths in the repository; "" for the model's own.
+        license: of another repository's files, where it is another than the model's; shown before they are fetched.
     """
 
     repo: str
@@ -30,6 +32,12 @@ class Download:
     parts: Mapping[str, tuple[str, ...]]
     sha256: Mapping[str, str]
     also: tuple[Download, ...] = ()
+    into: str = ""
+    license: str = ""
+
+    def place(self, path: str) -> str:
+        """Where a file of the repository, or what a pattern of it names, lies below the model's folder."""
+        return f"{self.into}/{path}" if self.into else path
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,12 @@ def read_download(table: Table, *, main: bool = True) -> Download:
         parts=MappingProxyType({name: _patterns(parts, name) for name in parts.values}),
         sha256=MappingProxyType({path: pins.get(path, str) for path in pins.values}),
         also=tuple(read_download(Table(other, f"{table.where}also."), main=False) for other in others),
+        into="" if main else table.get("into", str, ""),
+        license="" if main else table.get("license", str, ""),
     )
     table.close()
+    if download.into and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", download.into, re.ASCII):
+        raise CardError(f'{table.where}into must be a folder below the model\'s, such as "vae", not {download.into!r}.')
     _check_source(table.where, download.repo, download.revision, download.sha256)
     return download
 

@@ -42,6 +42,12 @@ SUFFIXES: dict[str, Format] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", "
 MAX_SETTINGS = 2**20
 """Most bytes of settings (as JSON) that are written or read: a hundred times those of a long prompt."""
 
+_A1111_SAMPLERS = {
+    "euler": {"Sampler": "Euler"},
+    "dpmpp_2m_karras": {"Sampler": "DPM++ 2M", "Schedule type": "Karras"},
+}
+"""What AUTOMATIC1111's web UI calls our samplers."""
+
 _MAX_JPEG_EXIF = 65533
 _KEY = b"hwaga\0"
 
@@ -134,19 +140,20 @@ def encode(
     return buffer.getvalue()
 
 
-def a1111_parameters(request: ImageRequest, *, model: str, version: str, cfg_scale: float = 1.0) -> str:
-    """What made a picture, as text in AUTOMATIC1111's form: the prompt, then one line of names and values.
+def a1111_parameters(request: ImageRequest, *, model: str, version: str, cfg_scale: float | None = None) -> str:
+    """What made a picture, as text in AUTOMATIC1111's form: the prompt, a negative one if there is one, then one line of
+    names and values.
 
     Args:
         request: with its defaults filled in (steps, seed, width and height).
         model: name of the model's card.
         version: of Hwaga.
-        cfg_scale: guidance. 1 is what those tools call none.
+        cfg_scale: guidance; the request's when left out. 1 is what those tools call none.
     """
     values: dict[str, object] = {
         "Steps": request.steps,
-        "Sampler": "Euler",
-        "CFG scale": f"{cfg_scale:g}",
+        **_A1111_SAMPLERS[request.sampler or "euler"],
+        "CFG scale": f"{cfg_scale or request.guidance or 1.0:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
         "Model": model,
@@ -155,7 +162,8 @@ def a1111_parameters(request: ImageRequest, *, model: str, version: str, cfg_sca
         values["Denoising strength"] = f"{request.strength:g}"
     values["Version"] = f"hwaga {version}"
     tags = "".join(f" <lora:{lora.name}:{lora.weight:g}>" for lora in request.model_loras)
-    return f"{request.model_prompt}{tags}\n" + ", ".join(
+    negative = f"Negative prompt: {request.model_negative}\n" if request.model_negative else ""
+    return f"{request.model_prompt}{tags}\n{negative}" + ", ".join(
         f"{name}: {_quoted(str(value))}" for name, value in values.items()
     )
 

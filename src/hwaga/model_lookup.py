@@ -1,20 +1,23 @@
 """Which card a model's name, folder or file stands for.
 
-A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of Z-Image Turbo. Without
-that too, its files of weights are taken for those of a Z-Image; what they hold is found out when they are opened.
+A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of its family's model.
+Without that too, its files of weights are taken for those of a Z-Image, but for what holds the U-Net of a Stable Diffusion,
+which is taken for an SDXL. What else files hold is found out when they are opened.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hwaga.cards import ASSETS, CARD_FILE, INDEX_FILE, ModelCard
+from hwaga.cards import ASSETS, CARD_FILE, INDEX_FILE, STYLE_SIGN, ModelCard
 from hwaga.errors import CheckpointError, UnknownModelError
 
 WEIGHT_FOLDERS = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae")
@@ -23,8 +26,21 @@ WEIGHT_FOLDERS = ("diffusion_models", "unet", "checkpoints", "text_encoders", "c
 SPLIT_FILES = "split_files"
 """The folder that its repositories on the hub keep these folders in."""
 
-FAMILY_OF_PIPELINE = {"ZImagePipeline": "z_image", "ZImageImg2ImgPipeline": "z_image"}
-"""Model families by the class that diffusers writes into ``model_index.json``."""
+CARD_OF_PIPELINE = {
+    "ZImagePipeline": "z-image-turbo",
+    "ZImageImg2ImgPipeline": "z-image-turbo",
+    "StableDiffusionXLPipeline": "sdxl",
+    "StableDiffusionXLImg2ImgPipeline": "sdxl",
+}
+"""The built-in card whose family and limits a folder has, by the class that diffusers writes into ``model_index.json``."""
+
+_OF_STABLE_DIFFUSION = re.compile(
+    rb'"(?:(?:model\.diffusion_model\.)?input_blocks|conditioner\.embedders|cond_stage_model)\.'
+)
+"""A name in the header of a file with the networks of a Stable Diffusion, of any version: the family says which it opens."""
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes; what safetensors allows."""
 
 
 def built_in_cards(models: Path) -> dict[str, ModelCard]:
@@ -47,11 +63,13 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
     """The card for a model's name, a checkpoint folder or a card file.
 
     Args:
-        model: "mini", "z-image-turbo", a folder, a path to a ``.toml`` file, or to one file with all of a model's weights.
+        model: "mini", "z-image-turbo", a folder, a path to a ``.toml`` file, or to one file with all of a model's weights; or
+            any of these, a colon and a style of it that is a checkpoint of its own.
         models: the folder that fetched models lie in.
 
     Raises:
         UnknownModelError: nothing of that name; near names are listed.
+        StyleError: the model has no such style.
         CardError: a card that is not valid.
         CheckpointError: a folder that holds no model.
     """
@@ -70,9 +88,14 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
             return ModelCard.read(path)
         if not _holds_weights(path):
             raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
-        return _card_of_files(path.parent, path.stem, (path,), cards["z-image-turbo"])
+        like = cards["sdxl" if _holds_stable_diffusion(path) else "z-image-turbo"]
+        return _card_of_files(path.parent, path.stem, (path,), like)
     if is_folder:
-        return _card_of_folder(path, cards["z-image-turbo"])
+        return _card_of_folder(path, cards)
+    base, sign, style = str(model).rpartition(STYLE_SIGN)
+    if sign and style:
+        with suppress(UnknownModelError):  # a colon may be part of a name that is not there
+            return find_card(base, models).of_style(style)
     near = get_close_matches(str(model), cards, n=2, cutoff=0.4)
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UnknownModelError(
@@ -80,7 +103,7 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
     )
 
 
-def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
+def _card_of_folder(folder: Path, cards: Mapping[str, ModelCard]) -> ModelCard:
     if (folder / CARD_FILE).is_file():
         return ModelCard.read(folder / CARD_FILE)
     try:
@@ -93,6 +116,12 @@ def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
             places.setdefault(place.resolve(), place)  # two names may lead to one folder
         files = [file for place in places.values() for file in sorted(place.glob("*")) if _holds_weights(file)]
         if files and not (folder / "transformer").is_dir():  # which would be diffusers' layout without its index
+            checkpoints = [file for file in files if _holds_stable_diffusion(file)]
+            if len(checkpoints) > 1 and len(checkpoints) == len(files):
+                raise CheckpointError(
+                    f"{folder} holds {len(files)} checkpoints. Give the file of one, such as {checkpoints[0]}."
+                ) from None
+            like = cards["sdxl" if checkpoints == files else "z-image-turbo"]
             return _card_of_files(folder, folder.resolve().name, files, like)
         raise CheckpointError(
             f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout, and no files of weights either. "
@@ -101,9 +130,9 @@ def _card_of_folder(folder: Path, like: ModelCard) -> ModelCard:
         ) from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Fetch it again.") from error
-    if not isinstance(pipeline, str) or pipeline not in FAMILY_OF_PIPELINE:
-        raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(FAMILY_OF_PIPELINE)}.")
-    return _unnamed_card(like, folder.resolve(), folder.resolve().name, family=FAMILY_OF_PIPELINE[pipeline])
+    if not isinstance(pipeline, str) or pipeline not in CARD_OF_PIPELINE:
+        raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(CARD_OF_PIPELINE)}.")
+    return _unnamed_card(cards[CARD_OF_PIPELINE[pipeline]], folder.resolve(), folder.resolve().name)
 
 
 def _card_of_files(folder: Path, name: str, files: Sequence[Path], like: ModelCard) -> ModelCard:
@@ -113,7 +142,7 @@ def _card_of_files(folder: Path, name: str, files: Sequence[Path], like: ModelCa
 def _unnamed_card(like: ModelCard, folder: Path, name: str, **others: Any) -> ModelCard:
     return replace(
         like, name=name, title=name, license="", source="", folder=folder, styles=MappingProxyType({}), download=None,
-        preview=None, own_words_only=False, **others,
+        own_words_only=False, **others,
     )  # fmt: skip
 
 
@@ -127,3 +156,13 @@ def _holds_weights(path: Path) -> bool:
         return path.suffix == ".safetensors" and path.is_file()
     pickled = head[:4] == b"PK\x03\x04" or head[:1] == b"\x80"
     return path.suffix == ".safetensors" or (header_fits and head[8:] == b"{") or head[:4] == b"GGUF" or pickled
+
+
+def _holds_stable_diffusion(path: Path) -> bool:
+    """Whether a safetensors file holds the networks of a Stable Diffusion, by the names in its header."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            return size <= _LONGEST_HEADER and _OF_STABLE_DIFFUSION.search(file.read(size)) is not None
+    except OSError:
+        return False

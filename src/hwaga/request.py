@@ -23,6 +23,11 @@ Fit = Literal["crop", "pad", "stretch"]
 
 MAX_LORAS = 16
 
+SAMPLERS = ("euler", "dpmpp_2m_karras")
+"""Ways to walk down the noise levels, for models that have a choice of them; each model's card lists its own."""
+
+MAX_GUIDANCE = 30
+
 MAX_SEED = 2**32 - 1
 """Largest seed. torch and the reference seed their CPU generator with 32 bits: larger seeds would repeat smaller ones."""
 
@@ -67,6 +72,7 @@ class Composed:
         loras: what the style draws with.
         style, industry: what they came to, also where "auto" chose; None where there is none.
         notes: for people: what was chosen and why, what was left out.
+        negative: what the picture should not show; None for a model that has no negative prompt, and where nothing is unwanted.
     """
 
     prompt: str
@@ -74,9 +80,11 @@ class Composed:
     style: str | None = None
     industry: str | None = None
     notes: tuple[str, ...] = ()
+    negative: str | None = None
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
+        _check_negative(self.negative)
         names = all(name is None or isinstance(name, str) for name in (self.style, self.industry))
         loras = isinstance(self.loras, tuple) and all(isinstance(lora, LoraUse) for lora in self.loras)
         notes = isinstance(self.notes, tuple) and all(isinstance(note, str) for note in self.notes)
@@ -94,6 +102,10 @@ class ImageRequest:
 
     Attributes:
         prompt: what to draw, in natural language.
+        negative: what the picture should not show, for a model that is drawn with guidance. Other models take ``avoid``.
+        guidance: how much the picture follows the prompts, 1 to 30; the model's default when left out. At 1 the negative prompt
+            does not count, and a step is one pass of the denoiser instead of two.
+        sampler: one of ``SAMPLERS``, for a model that has a choice of them; its default when left out.
         style: a style by name, title or alias, or "auto".
         industry: a business, likewise.
         avoid: things not wanted, such as "text".
@@ -118,6 +130,9 @@ class ImageRequest:
 
     prompt: str
     _: dataclasses.KW_ONLY
+    negative: str | None = None
+    guidance: float | None = None
+    sampler: str | None = None
     style: str | None = None
     industry: str | None = None
     avoid: Sequence[str] = ()
@@ -138,6 +153,8 @@ class ImageRequest:
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
+        _check_negative(self.negative)
+        self._check_guidance()
         self._check_words()
         if (self.width is None) != (self.height is None):
             raise SizeError("Give width and height together, or neither.")
@@ -170,6 +187,17 @@ class ImageRequest:
         if self.image is not None and not isinstance(self.image, SourceImage):
             object.__setattr__(self, "image", SourceImage.read(self.image))
 
+    def _check_guidance(self) -> None:
+        if self.guidance is not None:
+            number = isinstance(self.guidance, int | float) and not isinstance(self.guidance, bool)
+            if not number or not 1 <= self.guidance <= MAX_GUIDANCE:  # which NaN is not either
+                raise RequestError(
+                    f"The guidance must be from 1 to {MAX_GUIDANCE}, not {self.guidance!r}. 1 is none; 3 to 8 is usual."
+                )
+            object.__setattr__(self, "guidance", float(self.guidance))
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            raise RequestError(f"The sampler must be one of {', '.join(SAMPLERS)}, not {self.sampler!r}.")
+
     def _check_words(self) -> None:
         for name in ("style", "industry", "use"):
             value = getattr(self, name)
@@ -200,6 +228,12 @@ class ImageRequest:
     def model_prompt(self) -> str:
         """The text that the model is given; once the request is resolved."""
         return self.prompt if self.composed is None else self.composed.prompt
+
+    @property
+    def model_negative(self) -> str | None:
+        """The negative prompt that the model is given, once the request is resolved: what was typed, then the packs' words."""
+        composed = None if self.composed is None else self.composed.negative
+        return ", ".join(text for text in (self.negative, composed) if text) or None
 
     @property
     def model_loras(self) -> tuple[LoraUse, ...]:
@@ -243,7 +277,8 @@ class ImageRequest:
                 values["image"] = value.to_json()
             elif isinstance(value, Composed):
                 composed = {"prompt": value.prompt, "loras": _uses(value.loras), "style": value.style,
-                            "industry": value.industry, "notes": list(value.notes)}  # fmt: skip
+                            "industry": value.industry, "notes": list(value.notes),
+                            "negative": value.negative}  # fmt: skip
                 values["composed"] = {name: part for name, part in composed.items() if part}
             elif item.name == "loras" and value:
                 values["loras"] = _uses(value)
@@ -391,11 +426,25 @@ def _check_prompt(prompt: object) -> None:
         raise PromptError(f"The prompt must be text, not {type(prompt).__name__}.")
     if not prompt.strip():
         raise PromptError("The prompt is empty. Say what the picture should show.")
+    _check_encodes(prompt, "prompt")
+
+
+def _check_negative(prompt: object) -> None:
+    if prompt is None:
+        return
+    if not isinstance(prompt, str):
+        raise PromptError(f"The negative prompt must be text, not {type(prompt).__name__}.")
+    if not prompt.strip():
+        raise PromptError("The negative prompt is empty. Leave it out.")
+    _check_encodes(prompt, "negative prompt")
+
+
+def _check_encodes(prompt: str, what: str) -> None:
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
         raise PromptError(
-            f"The prompt has a lone surrogate at character {error.start}, which is not text. Send it as UTF-8."
+            f"The {what} has a lone surrogate at character {error.start}, which is not text. Send it as UTF-8."
         ) from error
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from hwaga.cards import ModelCard
 from hwaga.errors import LoraError, RequestError, SizeError
-from hwaga.families.family import Model, Picture
+from hwaga.families.family import Model, Picture, Tokens
 from hwaga.loras import LoraLibrary
 from hwaga.prompt import Library, compose
-from hwaga.request import MAX_SEED, Composed, ImageRequest, LoraUse
+from hwaga.request import MAX_SEED, SAMPLERS, Composed, ImageRequest, LoraUse
 from hwaga.settings import Settings
 from hwaga.weights.checkpoint import file_digest
 
@@ -33,10 +33,17 @@ class FoundLora:
 
 @dataclass(frozen=True)
 class Job:
-    """A request with nothing left open."""
+    """A request with nothing left open.
+
+    Attributes:
+        tokens: of the prompt.
+        negative: the same of the negative prompt, of a picture that is drawn with guidance; None without.
+        shape: of the latents.
+    """
 
     request: ImageRequest
-    token_ids: list[int]
+    tokens: Tokens
+    negative: Tokens | None
     shape: tuple[int, int, int]
     schedule: Tensor
     loras: tuple[FoundLora, ...]
@@ -46,11 +53,16 @@ class Job:
         return cast(int, self.request.seed)
 
     @property
+    def sampler(self) -> str:
+        return self.request.sampler or SAMPLERS[0]
+
+    @property
     def picture(self) -> Picture:
         """What it asks of memory."""
-        request = self.request
+        request, guided = self.request, self.negative is not None
         width, height = cast(int, request.width), cast(int, request.height)
-        return Picture(width, height, len(self.token_ids), request.source is not None)
+        tokens = max(len(self.tokens), 0 if self.negative is None else len(self.negative))
+        return Picture(width, height, tokens, request.source is not None, guided)
 
 
 class Resolver:
@@ -78,10 +90,18 @@ class Resolver:
         limit = request.max_tokens or min(limits.tokens, ceiling)
         if limit > ceiling:
             raise RequestError(f"max_tokens of {limit} is beyond {self.card.name}, which takes {ceiling} at most.")
+        self.card.check_guidance(request)
         request = self._composed(request, limit)
         steps = steps_of(request, self.card)
         strength = request.strength if request.image is not None else 1.0
-        schedule = model.schedule(steps, strength, steps_scale=request.steps_scale and request.image is not None)
+        guidance = guidance_of(request, self.card)
+        sampler = request.sampler or next(iter(self.card.samplers), None)
+        schedule = model.schedule(
+            steps,
+            strength,
+            steps_scale=request.steps_scale and request.image is not None,
+            sampler=sampler or SAMPLERS[0],
+        )
         if len(schedule) < 2 or schedule[0] <= 0:
             raise RequestError(f"A strength of {strength} leaves nothing to do. Raise it.")
         width, height = size_of(request, self.card, model)
@@ -92,11 +112,15 @@ class Resolver:
             height=height,
             aspect=None,
             steps=steps,
+            guidance=guidance,
+            sampler=sampler,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
+        guided = guidance is not None and guidance > 1
         return Job(
             request=resolved,
-            token_ids=model.tokenize(request.model_prompt, limit),
+            tokens=model.tokenize(request.model_prompt, limit),
+            negative=model.tokenize(request.model_negative or "", limit) if guided else None,
             shape=model.latent_shape(width, height),
             schedule=schedule,
             loras=tuple(found),
@@ -124,7 +148,12 @@ class Resolver:
             steps=request.steps or composition.steps,
             aspect=request.aspect if sized else composition.aspect,
             composed=Composed(
-                composition.text, composition.loras, composition.style, composition.industry, composition.notes
+                composition.text,
+                composition.loras,
+                composition.style,
+                composition.industry,
+                composition.notes,
+                composition.negative,
             ),
         )
 
@@ -143,6 +172,11 @@ def steps_of(request: ImageRequest, card: ModelCard) -> int:
     if steps > card.limits.max_steps:
         raise RequestError(f"{card.name} takes {card.limits.max_steps} steps at most, not {steps}.")
     return steps
+
+
+def guidance_of(request: ImageRequest | None, card: ModelCard) -> float | None:
+    """The guidance that a request comes to; None for a model that is drawn without."""
+    return card.guidance if request is None or request.guidance is None else request.guidance
 
 
 def size_of(request: ImageRequest, card: ModelCard, model: Model) -> tuple[int, int]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hwaga.cards import ModelCard
-from hwaga.families import open_tokenizer
+from hwaga.families import WITH_TOKENIZER, open_tokenizer
+
+
+def is_countable(card: ModelCard) -> bool:
+    """Whether ``token_counter`` has what it takes: the checkpoint, or a tokenizer that comes along."""
+    return card.present or card.family in WITH_TOKENIZER
 
 
 def token_counter(card: ModelCard) -> Callable[[str], int]:

@@ -51,7 +51,11 @@ def test_another_family(hwaga: Command) -> None:
     done = hwaga("prompt", "a latte", "--family", "sdxl", "--style", "realistic")
     assert done.out.startswith("a latte, photograph, ")
     assert "Negative prompt: painting, " in done.err
-    assert "Tokens are not counted" in done.err
+    assert "Tokens: 2" in done.err
+    assert " of 225" in done.err
+    emphasised = hwaga("prompt", "a (latte:1.2)", "--family", "sdxl", "--json")
+    assert json.loads(emphasised.out)["tokens"] == 2
+    assert "Tokens are not counted" in hwaga("prompt", "a latte", "--family", "z_image", "--model", "sdxl").err
 
 
 def test_slots(hwaga: Command) -> None:

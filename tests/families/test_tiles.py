@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from placed import model_of, open_small
 from torch import Tensor
 
-from hwaga.families.z_image import tiles
+from hwaga.families import tiles
+from hwaga.families.tiles import OVERLAP, starts, tiled
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
-from hwaga.families.z_image.tiles import OVERLAP, starts, tiled
 
 # Where pieces lie
 

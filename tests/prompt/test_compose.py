@@ -150,6 +150,26 @@ def test_punctuation_is_put_only_where_it_is_missing() -> None:
         assert composed(text, style="anime").text.startswith(start)
 
 
+def test_what_is_asked_for_is_not_worked_against() -> None:
+    """A style's negative prompt is for what the style is usually without."""
+    done = composed("a cartoon on a birthday cake", family="sdxl", style="realistic")
+    usual = composed("a birthday cake", family="sdxl", style="realistic")
+    assert "cartoon" in (usual.negative or "").split(", ")
+    assert (done.negative or "").split(", ") == [
+        part for part in (usual.negative or "").split(", ") if part != "cartoon"
+    ]
+    assert "Left out of the negative prompt, as your own words speak of it: cartoon." in done.notes
+    assert composed("a text", family="sdxl", avoid=["text"]).negative, "what is to be avoided is not guessed at"
+
+
+def test_the_packs_hold_no_emphasis() -> None:
+    """Brackets in their wording would weigh it."""
+    for entry in LIBRARY.styles.values():
+        assert not set(entry.sdxl + entry.negative) & set("()[]\\")
+    for wordings in LIBRARY.industries.values():
+        assert not set("".join(wordings.wording.values())) & set("()[]\\")
+
+
 @pytest.mark.parametrize(
     ("avoid", "text", "negative"),
     [

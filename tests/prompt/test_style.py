@@ -47,6 +47,16 @@ def test_another_family_s_wording_goes_without_the_card_s_loras() -> None:
     assert (style.loras, style.negative) == ((), LIBRARY.styles["anime"].negative)
 
 
+def test_a_style_that_is_another_model() -> None:
+    card = replace(MINI, styles={"anime": Style({"en": "Anime"}, None, checkpoint="anime.safetensors")})
+    with pytest.raises(StyleError, match=r"is a checkpoint of its own\. Draw with that one \(--model mini:anime\)"):
+        routed("애니", card)
+    style = routed("애니", card, fallback=True)
+    assert (style.loras, style.wording) == ((), LIBRARY.styles["anime"].z_image)
+    assert "goes by its words alone" in style.notes[0]
+    assert routed("anime", card.of_style("anime")).notes == (), "there it is the model's own"
+
+
 def test_an_absent_lora(tmp_path: Path) -> None:
     card = replace(MINI, folder=tmp_path)
     with pytest.raises(StyleError) as refused:

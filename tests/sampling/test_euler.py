@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hwaga.sampling.euler import EulerStep, euler
+from hwaga.sampling.euler import euler
 from hwaga.sampling.schedule import flow_match
+from hwaga.sampling.walk import SamplerStep
 
 
 def _latents(*sizes: tuple[int, int]) -> list[Tensor]:
@@ -101,7 +102,7 @@ def test_each_picture_leaves_when_its_schedule_ends() -> None:
 def test_states_are_not_written_to_again() -> None:
     latents = _latents((4, 4), (4, 4))
     before = [latent.clone() for latent in latents]
-    states: list[EulerStep] = []
+    states: list[SamplerStep] = []
     copies: list[list[Tensor]] = []
     for state in euler(Outputs(), latents, [flow_match(3, 3.0), flow_match(2, 3.0)]):
         states.append(state)

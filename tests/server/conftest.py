@@ -93,6 +93,7 @@ def running(
     model: str | None = None,
     access: Access | None = None,
     worker: tuple[str, ...] = FAKE,
+    log_prompts: bool = False,
     **options: Any,
 ) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
@@ -102,7 +103,9 @@ def running(
         store = SqliteStore(folder / "server", **options)
         dispatcher = Dispatcher(store, model=model)
         settings = Settings(data_dir=str(folder))
-        app = create_app(dispatcher, find_card("mini", settings.models), settings, access or Access())
+        app = create_app(
+            dispatcher, find_card("mini", settings.models), settings, access or Access(), log_prompts=log_prompts
+        )
         listening = bind("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=1))
         loops: list[asyncio.AbstractEventLoop] = []

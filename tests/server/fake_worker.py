@@ -49,7 +49,18 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     asked = messages.get()
     assert isinstance(asked, wire.Open)
-    if asked.model not in (None, "mini"):  # else a file that counts its starts, of which two fail
+    if asked.model is not None and asked.model.startswith("{"):  # as a job: what its loading is like
+        plan = json.loads(asked.model)
+        hangs = plan.get("way") == "hang" and not Path(plan["mark"]).exists()
+        Path(plan["mark"]).touch()
+        while not Path(plan["until"]).exists():
+            time.sleep(0.005)
+        for _ in range(plan["steps"]):
+            time.sleep(plan["delay"])
+            send(wire.Loading())
+        if hangs:
+            time.sleep(1000)
+    elif asked.model not in (None, "mini"):  # else a file that counts its starts, of which two fail
         mark = Path(asked.model)
         starts = int(mark.read_text()) if mark.exists() else 0
         mark.write_text(str(starts + 1))

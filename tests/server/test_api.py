@@ -6,8 +6,10 @@ import base64
 import errno
 import io
 import json
+import logging
 import socket
 import sqlite3
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,7 +95,7 @@ def test_a_picture_in_every_form(server: Running, tmp_path: Path) -> None:
             assert picture.format == format.upper()
         assert read_settings(file)["request"] == {"prompt": "a cat"}
         assert answer.headers["cache-control"] == "private, max-age=300"
-        assert answer.headers["vary"] == "Authorization"
+        assert answer.headers["referrer-policy"] == "no-referrer"
         again = server.client.get(url, params={"format": format}, headers={"If-None-Match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
     small = server.client.get(url, params={"thumbnail": 1, "format": "webp"})
@@ -327,7 +329,7 @@ def test_pages_of_other_sites(server: Running, headers: dict[str, str], status: 
 def test_keys_and_whose_a_job_is(serve: Serve) -> None:
     with serve() as running:
         early = running.submit(prompt="a cat")["id"]
-        (first, a), (_, b) = (running.store.add_key(name) for name in "ab")
+        (first, a), (_, b) = (running.store.keys.add(name) for name in "ab")
         for headers in ({}, {"Authorization": "Bearer nonsense"}, {"Authorization": f"Basic {a}"},
                         {"Authorization": "Bearer 한"}):  # fmt: skip
             encoded = {name: value.encode() for name, value in headers.items()}
@@ -340,7 +342,7 @@ def test_keys_and_whose_a_job_is(serve: Serve) -> None:
         done = running.client.get(f"/v1/jobs/{job}", headers=as_a).json()
         url = done["images"][0]["url"]
         assert running.client.get(url, headers=as_a).status_code == 200
-        ours = [f"/v1/jobs/{job}", f"/v1/jobs/{job}/events", url]
+        ours = [f"/v1/jobs/{job}", f"/v1/jobs/{job}/events", f"/v1/jobs/{job}/source"]
         theirs = [running.client.get(path, headers=as_b) for path in ours]
         theirs.append(running.client.delete(f"/v1/jobs/{job}", headers=as_b))
         nothing = [running.client.get(path.replace(path.split("/")[3], "0" * 44), headers=as_b) for path in ours]
@@ -349,12 +351,43 @@ def test_keys_and_whose_a_job_is(serve: Serve) -> None:
         assert running.client.get(f"/v1/jobs/{early}", headers=as_a).status_code == 404
         assert running.client.get("/v1/jobs", headers=as_b).json() == {"data": [], "next": None}
         assert [j["id"] for j in running.client.get("/v1/jobs", headers=as_a).json()["data"]] == [job]
-        running.store.remove_key(first.id)
+        running.store.keys.remove(first.id)
         refused(running.client.get("/v1/jobs", headers=as_a), 401)
-        running.store.remove_key(running.store.keys()[0].id)
+        running.store.keys.remove(running.store.keys.all()[0].id)
         refused(running.client.get("/v1/jobs"), 401, "Authorization: Bearer")  # the last key that goes opens nothing
-        running.store.open_to_all()
+        running.store.keys.open_to_all()
         assert running.client.get(f"/v1/jobs/{early}").status_code == 200
+
+
+def test_a_pictures_address_is_enough_to_see_it(serve: Serve) -> None:
+    with serve() as running:
+        _, secret = running.store.keys.add("a shop")
+        key = {"Authorization": f"Bearer {secret}"}
+        made = running.openai(secret).images.generate(prompt="a cat", response_format="url", output_format="webp")
+        url = made.data[0].url.removeprefix(running.url)  # type: ignore[index, union-attr]
+        on_a_page = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+        for headers in ({}, on_a_page, {"Authorization": "Bearer nonsense"}):
+            answer = running.client.get(url, headers=headers)
+            assert (answer.status_code, answer.headers["content-type"]) == (200, "image/webp")
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cache-control"].startswith("private")
+            assert "access-control-allow-origin" not in answer.headers
+        path = url.partition("?")[0]
+        assert len(path.rpartition("/")[2]) * 4 >= 128  # bits, all of them random
+        # To see it is all that it is enough for, and it is the only one.
+        for answer in (
+            running.client.delete(path),
+            running.client.post(f"{path}/again", json={}),
+            running.client.get("/v1/jobs"),
+            running.client.get(f"{path}0"),
+            running.client.get("/v1/images/"),
+        ):
+            assert answer.status_code in (401, 404), answer.url
+        refused(running.client.get(path[:-1] + ("0" if path[-1] != "0" else "1")), 404, "no picture of that id")
+        refused(running.client.get(path, headers={"Host": "evil.example"}), 403)
+        refused(running.client.get(path, headers={"Origin": "https://evil.example"}), 403)
+        assert running.client.delete(path, headers=key).status_code == 204
+        assert running.client.get(path).status_code == 404
 
 
 def test_other_machines_need_a_key_and_a_name(serve: Serve) -> None:
@@ -413,19 +446,51 @@ def test_the_log_says_no_prompt(server: Running, caplog: pytest.LogCaptureFixtur
     def ours() -> list[Any]:
         return [record for record in caplog.records if record.name.startswith("hwaga")]
 
-    server.until(lambda: len(ours()) == 2)
+    server.until(lambda: sum("is succeeded" in record.message for record in ours()) == 1)
+    server.until(lambda: sum("method" in vars(record) for record in ours()) == 2)
     lines = [json.loads(JsonLines().format(record)) for record in ours()]
-    assert (
-        lines[0].items()
-        >= {
-            "request_id": answer.headers["x-request-id"],
-            "method": "POST",
-            "path": "/v1/jobs",
-            "status": 202,
-        }.items()
-    )
-    assert lines[0]["ms"] > 0
     assert "hidden" not in json.dumps(lines)
+    (request,) = [line for line in lines if line.get("status") == 202]
+    asked = answer.headers["x-request-id"]
+    assert (request["request_id"], request["method"], request["path"]) == (asked, "POST", "/v1/jobs")
+    assert request["ms"] > 0
+    job = answer.json()["id"]
+    told = [line for line in lines if line.get("job") == job]
+    assert sorted(line["message"].removeprefix(f"Job {job} is ") for line in told) == [
+        "accepted.", "running.", "succeeded."
+    ]  # fmt: skip
+    by_end = {line["message"].split()[-1]: line for line in told}
+    assert by_end["succeeded."]["seconds"] >= 0
+    assert (by_end["running."]["request_id"], by_end["succeeded."]["request_id"]) == (asked, asked)
+
+
+def test_the_log_of_a_job_names_the_request_that_it_came_with(
+    serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    log = logging.getLogger("hwaga")
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel("INFO")
+    try:
+        with serve(log_prompts=True) as running:
+            key = {"Idempotency-Key": "mine"}
+            body = {"prompt": plan(until=str(tmp_path / "go"), way="fail")}
+            first = running.client.post("/v1/jobs", json=body, headers=key)
+            again = running.client.post("/v1/jobs", json=body, headers=key)
+            (tmp_path / "go").touch()
+            job = running.ended(first.json()["id"])["id"]
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+    told = {line["message"].removeprefix(f"Job {job} is "): line for line in lines if line.get("job") == job}
+    asked = first.headers["x-request-id"]
+    assert {told[end]["request_id"] for end in ("accepted.", "running.", "failed.")} == {asked}
+    assert told["asked for again."]["request_id"] == again.headers["x-request-id"] != asked
+    assert told["accepted."]["prompt"] == body["prompt"]
+    assert told["failed."]["error"] == "SizeError"
 
 
 def test_metrics(serve: Serve) -> None:

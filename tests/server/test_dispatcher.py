@@ -24,7 +24,7 @@ from PIL import Image
 from hwaga.errors import StoreError, StoreFullError, UnknownJobError
 from hwaga.image_file import read_settings
 from hwaga.server import dispatcher as module
-from hwaga.server import events, process
+from hwaga.server import process
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.jobs import TERMINAL, Job
 from hwaga.server.store import SqliteStore
@@ -188,6 +188,41 @@ def test_a_job_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     run(test)
 
 
+def test_a_worker_that_hangs_while_it_loads_is_started_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        plan = {"steps": 1, "delay": 0, "way": "hang", "mark": str(tmp_path / "hung"), "until": str(tmp_path / "go")}
+        async with dispatching(tmp_path, model=json.dumps(plan)) as dispatcher:
+            job = await dispatcher.submit("text2image", {})
+            await until((tmp_path / "hung").exists)
+            dispatcher._load_timeout = 0.5  # from the first message on: what a start takes is the machine's affair
+            (tmp_path / "go").touch()
+            await until(lambda: dispatcher.problems)
+            assert "no further with loading the model for 0.5 s" in dispatcher.problems[0]
+            dispatcher._load_timeout = 60.0
+            assert (await ended(dispatcher, job)).status == "succeeded"
+            assert dispatcher.problems == []
+            assert dispatcher.restarts >= 1
+
+    run(test)
+    assert "--load-timeout" in caplog.text
+
+
+def test_a_worker_that_loads_for_long_is_left_alone(tmp_path: Path) -> None:
+    """Between two messages it takes less than the limit, and in all more."""
+
+    async def test() -> None:
+        plan = {"steps": 10, "delay": 0.25, "mark": str(tmp_path / "begun"), "until": str(tmp_path / "go")}
+        async with dispatching(tmp_path, model=json.dumps(plan)) as dispatcher:
+            job = await dispatcher.submit("text2image", {})
+            await until((tmp_path / "begun").exists)
+            dispatcher._load_timeout = 2.0
+            (tmp_path / "go").touch()
+            assert (await ended(dispatcher, job)).status == "succeeded"
+            assert dispatcher.restarts == 0
+
+    run(test)
+
+
 def test_a_long_step_does_not_lose_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEASE", 0.15)
     monkeypatch.setattr("hwaga.server.store.LEASE", 0.5)
@@ -311,21 +346,6 @@ def test_a_store_that_fails_for_a_while(tmp_path: Path, monkeypatch: pytest.Monk
             with monkeypatch.context() as patch:
                 patch.setattr(SqliteStore, "renew", fail)
                 assert (await ended(dispatcher, job)).status == "succeeded"
-
-    run(test)
-
-
-def test_only_so_many_events_and_feeds_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, "_KEPT_FEEDS", 2)
-    monkeypatch.setattr(events, "_KEPT_EVENTS", 4)
-
-    async def test() -> None:
-        async with dispatching(tmp_path) as dispatcher:
-            jobs = [await dispatcher.submit("text2image", {"steps": 9}) for _ in range(5)]
-            await ended(dispatcher, jobs[-1])
-            assert [event.kind for event in await all_events(dispatcher, jobs[-1])] == [*["step"] * 3, "succeeded"]
-            assert [event.kind for event in await all_events(dispatcher, jobs[0])] == ["succeeded"]
-            assert len(dispatcher._feeds._feeds) == 2
 
     run(test)
 

@@ -15,6 +15,7 @@ from hwaga.errors import StoreError
 from hwaga.model_lookup import find_card
 from hwaga.server import process
 from hwaga.server.folders import own_folders, without_folders
+from hwaga.server.keys import SqliteKeys
 from hwaga.server.store import SqliteStore
 from hwaga.settings import Settings
 
@@ -82,9 +83,10 @@ def test_a_store_that_fails(serve: Serve, tmp_path: Path, monkeypatch: pytest.Mo
     with serve() as running:
         done = running.submit(prompt="a cat")["id"]
         running.ended(done)
-        for method in ("submit", "get", "jobs", "asks_for_keys", "check_room", "counts"):
+        of_jobs = [(SqliteStore, method) for method in ("submit", "get", "jobs", "check_room", "counts")]
+        for kept_by, method in [*of_jobs, (SqliteKeys, "required")]:
             with monkeypatch.context() as patch:
-                patch.setattr(SqliteStore, method, fail)
+                patch.setattr(kept_by, method, fail)
                 answers = [
                     running.client.post("/v1/jobs", json={"prompt": "a cat"}),
                     running.client.get(f"/v1/jobs/{done}"),

@@ -116,7 +116,7 @@ def test_a_picture_is_made_again_byte_for_byte(serve: Serve) -> None:
         "prompt": "a red apple on a yellow background",
         "style": "anime",
         "style_fallback": True,
-        "steps": 4,
+        "steps": 2,
         "size": "256x256",
     }
     start = {"image": base64.b64encode(png("blue")).decode(), "strength": 0.7, "steps_scale": True}
@@ -162,7 +162,7 @@ def test_a_picture_is_deleted_and_with_the_last_one_its_job(server: Running) -> 
 
 def test_others_pictures_are_neither_shown_nor_deleted(serve: Serve) -> None:
     with serve() as server:
-        (_, one), (_, other) = server.store.add_key("one"), server.store.add_key("other")
+        (_, one), (_, other) = server.store.keys.add("one"), server.store.keys.add("other")
         server.client.headers["Authorization"] = f"Bearer {one}"
         job = made(server, prompt="a cat", image=base64.b64encode(png()).decode())
         server.client.headers["Authorization"] = f"Bearer {other}"

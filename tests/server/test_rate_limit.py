@@ -56,7 +56,7 @@ def test_never_more_than_it_says(per_minute: float, pauses: list[float]) -> None
 
 def test_each_key_has_its_own(serve: Serve) -> None:
     with serve(access=Access(per_minute=2)) as running:
-        keys = [running.store.add_key(name)[1] for name in ("a shop", "another one")]
+        keys = [running.store.keys.add(name)[1] for name in ("a shop", "another one")]
         body = {"prompt": "a cat"}
         for key in keys:
             headers = {"Authorization": f"Bearer {key}"}

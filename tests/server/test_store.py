@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -389,47 +390,34 @@ def test_the_disk_has_the_picture_before_the_row(store: SqliteStore, monkeypatch
     assert store._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
 
 
-def test_api_keys(store: SqliteStore, tmp_path: Path) -> None:
-    key, secret = store.add_key("studio")
-    other, _ = store.add_key("studio")
-    assert store.keys() == sorted([key, other], key=lambda k: (k.created, k.id))
-    assert store.owner_of(secret) == key.id
-    for wrong in ("", secret[:-1], secret + "x", secret.replace(key.id, other.id), "hwaga_", "열쇠", "\ud800"):
-        assert store.owner_of(wrong) is None
-    store.remove_key(key.id)
-    assert store.owner_of(secret) is None
-    with pytest.raises(UnknownJobError):
-        store.remove_key(key.id)
-    store.close()
-    random_part = secret.rpartition("_")[2].encode()
-    assert not any(random_part in path.read_bytes() for path in (tmp_path / "server").glob("jobs.sqlite3*"))
-
-
-def test_a_store_that_had_keys_stays_closed(store: SqliteStore, tmp_path: Path) -> None:
-    assert not store.asks_for_keys()
-    key, _ = store.add_key("studio")
-    with pytest.raises(StoreError, match="Remove them first"):
-        store.open_to_all()
-    store.remove_key(key.id)
-    assert (store.keys(), store.asks_for_keys()) == ([], True)
-    with closing(SqliteStore(tmp_path / "server")) as again:
-        assert again.asks_for_keys()
-        again.open_to_all()
-    assert not store.asks_for_keys()
-
-
 @pytest.mark.parametrize("closed", [True, False])
 def test_a_store_of_the_first_schema_is_taken_over(store: SqliteStore, tmp_path: Path, closed: bool) -> None:
     job = store.submit("text2image", BODY)
     if closed:
-        store.add_key("studio")
+        store.keys.add("studio")
     store.close()
     with closing(sqlite3.connect(tmp_path / "server/jobs.sqlite3")) as db:
         db.execute("DROP TABLE closed")
+        db.execute("ALTER TABLE jobs DROP COLUMN request_id")
         db.execute("PRAGMA user_version = 1")
     with closing(SqliteStore(tmp_path / "server")) as again:
-        assert again.asks_for_keys() == closed
+        assert again.keys.required() == closed
         assert again.get(job.id) == job
+        assert again.submit("text2image", BODY, request_id="req_1").request_id == "req_1"
+
+
+def test_a_store_of_the_second_schema_is_taken_over(store: SqliteStore, tmp_path: Path) -> None:
+    job = store.submit("text2image", BODY, request_id="req_1")
+    store.keys.add("studio")
+    store.close()
+    with closing(sqlite3.connect(tmp_path / "server/jobs.sqlite3")) as db:
+        db.execute("ALTER TABLE jobs DROP COLUMN request_id")
+        db.execute("PRAGMA user_version = 2")
+    with closing(SqliteStore(tmp_path / "server")) as again:
+        assert again.keys.required()
+        assert again.get(job.id) == replace(job, request_id=None)
+    with closing(SqliteStore(tmp_path / "server")) as once_more:  # what has been taken over is as if made so
+        assert once_more.get(job.id).request_id is None
 
 
 def test_one_key_cannot_fill_the_queue(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ JSON = st.recursive(
 MESSAGES = st.one_of(
     st.builds(wire.Open, *[st.none() | TEXT] * 6, st.integers(), st.booleans()),
     st.builds(wire.Ready, TEXT, TEXT),
+    st.builds(wire.Loading),
     st.builds(
         wire.Draw, TEXT, st.integers(), st.dictionaries(TEXT, JSON, max_size=3), st.booleans(), st.binary(max_size=100)
     ),

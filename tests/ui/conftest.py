@@ -150,7 +150,9 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
     def visit(server: Server, *, path: str = "/", begun: bool = True, context: Any = None, **options: Any) -> Any:
         if context is None:
-            context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, "locale": "en-US", **options})
+            # Without a GPU, what moves takes the time of a core; test_access tells both wishes apart.
+            usual = {"viewport": {"width": 1280, "height": 860}, "locale": "en-US", "reduced_motion": "reduce"}
+            context = browser.new_context(**{**usual, **options})
             contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))

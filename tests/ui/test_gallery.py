@@ -213,7 +213,7 @@ def test_the_plan_of_memory_is_drawn(server: Server, visit: Visit) -> None:
 
 def test_a_server_that_asks_for_a_key(full_server: Server, visit: Visit) -> None:
     store = SqliteStore(full_server.folder / "server")
-    key, secret = store.add_key("a designer")
+    key, secret = store.keys.add("a designer")
     try:
         page = visit(full_server, begun=False)
         drawer = page.locator("#settings")
@@ -230,5 +230,5 @@ def test_a_server_that_asks_for_a_key(full_server: Server, visit: Visit) -> None
         page.reload()
         page.locator("body.begun").wait_for()  # it is kept
     finally:
-        store.remove_key(key.id)
+        store.keys.remove(key.id)
         store.close()

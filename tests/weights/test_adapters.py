@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hwaga.weights.adapters import MOST_JOINED, Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank, adapted, plain
+from hwaga.weights.adapters import MOST_JOINED, Adapters, Delta, Full, Kronecker, LayerAdapter, LowRank, adapted, plain
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -35,8 +35,8 @@ DELTAS: Sequence[Delta] = [
 def test_deltas_on_some_rows(weight: float) -> None:
     linear = nn.Linear(12, 18)
     places = [slice(0, 6), slice(6, 12), slice(12, 18)] * 2
-    adapter = LinearAdapter.of(zip(places, DELTAS, strict=True), 18)
-    scaled = LinearAdapter.combined([(adapter, weight)])
+    adapter = LayerAdapter.of(zip(places, DELTAS, strict=True), 18)
+    scaled = LayerAdapter.combined([(adapter, weight)])
     x = random(5, 12)
     wanted = linear.weight.detach().clone()
     for rows, delta in zip(places, DELTAS, strict=True):
@@ -58,7 +58,7 @@ def test_rows_without_a_delta_and_rows_with_several(places: list[tuple[int, int]
         wanted[rows] += matrix(delta)
     x = random(5, 12)
     with torch.no_grad():
-        out = adapted([Adapters({linear: LinearAdapter.of(deltas, 18)})], [5])(linear, x)
+        out = adapted([Adapters({linear: LayerAdapter.of(deltas, 18)})], [5])(linear, x)
     torch.testing.assert_close(out, x @ wanted.T, atol=1e-5, rtol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_each_run_gets_its_own_and_neighbours_are_computed_together() -> None:
     linear, other = nn.Linear(12, 6), nn.Linear(12, 6)
     calls = []
 
-    class Counted(LinearAdapter):
+    class Counted(LayerAdapter):
         def write(self, out: Tensor, x: Tensor) -> None:
             calls.append(len(x))
             super().write(out, x)
@@ -86,33 +86,33 @@ def test_each_run_gets_its_own_and_neighbours_are_computed_together() -> None:
 
 def test_combining_keeps_the_parts_as_they_are() -> None:
     linear, other = nn.Linear(12, 6), nn.Linear(12, 6)
-    first = Adapters({linear: LinearAdapter.of([(slice(0, 6), DELTAS[0])], 6)})
+    first = Adapters({linear: LayerAdapter.of([(slice(0, 6), DELTAS[0])], 6)})
     second = Adapters(
         {
-            linear: LinearAdapter.of([(slice(0, 6), DELTAS[1])], 6),
-            other: LinearAdapter.of([(slice(0, 6), DELTAS[2])], 6),
+            linear: LayerAdapter.of([(slice(0, 6), DELTAS[1])], 6),
+            other: LayerAdapter.of([(slice(0, 6), DELTAS[2])], 6),
         }
     )
-    before = [tensor.clone() for tensor in first.by_linear[linear].tensors()]
+    before = [tensor.clone() for tensor in first.by_layer[linear].tensors()]
     both = Adapters.combined([(first, 2.0), (second, 0.5)])
     x = random(4, 12)
     with torch.no_grad():
         out = adapted([both], [4])(linear, x) - linear(x)
         wanted = x @ (2 * matrix(DELTAS[0]) + 0.5 * matrix(DELTAS[1])).T
         torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
-    assert set(both.by_linear) == {linear, other}
-    assert all(torch.equal(a, b) for a, b in zip(before, first.by_linear[linear].tensors(), strict=True))
+    assert set(both.by_layer) == {linear, other}
+    assert all(torch.equal(a, b) for a, b in zip(before, first.by_layer[linear].tensors(), strict=True))
     assert first.nbytes == 4 * (3 * 12 + 6 * 3)
 
 
 def test_a_delta_of_a_large_rank_keeps_to_its_rows() -> None:
     linear = nn.Linear(600, 18, bias=False)
     large = LowRank(random(MOST_JOINED + 1, 600) / 600, random(6, MOST_JOINED + 1))
-    adapter = LinearAdapter.of([(slice(6, 12), large)], 18)
+    adapter = LayerAdapter.of([(slice(6, 12), large)], 18)
     assert sum(tensor.numel() for tensor in adapter.tensors()) == (MOST_JOINED + 1) * (600 + 6)
     wanted = linear.weight.detach().clone()
     wanted[6:12] -= 0.5 * matrix(large)
     x = random(3, 600)
     with torch.no_grad():
-        out = adapted([Adapters({linear: LinearAdapter.combined([(adapter, -0.5)])})], [3])(linear, x)
+        out = adapted([Adapters({linear: LayerAdapter.combined([(adapter, -0.5)])})], [3])(linear, x)
     torch.testing.assert_close(out, x @ wanted.T, atol=1e-4, rtol=1e-4)

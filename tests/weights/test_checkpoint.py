@@ -208,12 +208,36 @@ def test_a_pickle_beside_safetensors_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in weight_files(folder)] == ["model.safetensors"]
 
 
+def test_variants_count_where_there_are_no_others(tmp_path: Path) -> None:
+    """As repositories on the hub have them: float16 beside float32, whole or in shards."""
+
+    def names() -> list[str]:
+        return [path.name for path in weight_files(tmp_path)]
+
+    save_file(toy_tensors(), tmp_path / "model.fp16.safetensors")
+    assert names() == ["model.fp16.safetensors"]
+    save_file(toy_tensors(), tmp_path / "model.safetensors")
+    assert names() == ["model.safetensors"]
+    (tmp_path / "model.fp16.safetensors").unlink()
+    shards = ["unet-00001-of-00002.fp16.safetensors", "unet.fp16-00002-of-00002.safetensors"]
+    for shard in shards:
+        save_file({shard: torch.ones(1)}, tmp_path / shard)
+    index = tmp_path / "unet.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": {shard: shard for shard in shards}}))
+    assert names() == ["model.safetensors"]
+    (tmp_path / "model.safetensors").unlink()
+    assert names() == shards
+    index.unlink()
+    with pytest.raises(CheckpointError, match="several sets of weights"):
+        names()
+
+
 def test_several_sets_of_weights(tmp_path: Path) -> None:
     folder = save(tmp_path / "two", toy_tensors())
-    shutil.copy(folder / "model.safetensors", folder / "model.fp16.safetensors")
+    shutil.copy(folder / "model.safetensors", folder / "other.safetensors")
     message = refusal(folder)
     assert "model.safetensors" in message
-    assert "model.fp16.safetensors" in message
+    assert "other.safetensors" in message
 
     folder = save_shards(tmp_path / "indexes", toy_tensors())
     shutil.copy(folder / "model.safetensors.index.json", folder / "other.safetensors.index.json")

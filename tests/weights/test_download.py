@@ -1046,6 +1046,27 @@ def test_files_of_another_repository(server: HubServer, card: ModelCard) -> None
         plan_of(replace(card, download=replace(source, also=(replace(also, include=("x/*",)),))))
 
 
+def test_files_of_another_repository_in_a_folder(
+    server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the autoencoder that SDXL runs in float16 is a repository of its own, with its files at the top."""
+    vae = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"tuned", "README.md": b"no"}
+    commit = server.push("somebody/vae", vae)
+    source = source_of(card)
+    include = tuple(pattern for pattern in source.include if pattern != "vae/*")
+    also = Download("somebody/vae", "main", ("config.json", "*.safetensors"), {}, {}, into="vae", license="MIT")
+    both = replace(card, download=replace(source, include=include, also=(also,)))
+    assert (f"{both.name}, vae", "somebody/vae", "MIT") in plan_of(both).licenses
+    expected = {name: data for name, data in MODEL.items() if not name.startswith("vae/")}
+    expected |= {f"vae/{name}": vae[name] for name in ("config.json", "diffusion_pytorch_model.safetensors")}
+    run(both)
+    check_whole(both.folder, expected)
+    assert any(f"/somebody/vae/resolve/{commit}/config.json" in request.path for request in server.requests)
+    assert {file.place for file in plan_of(both).files} == {"verified"}
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert {file.remote.path for file in plan_of(both).files} == set(expected)
+
+
 def test_the_built_in_cards_name_what_makes_up_a_model(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
     """Files of the published repositories' names, as far as the cards go."""
     cards = built_in_cards(tmp_path / "data" / "models")
@@ -1062,3 +1083,32 @@ def test_the_built_in_cards_name_what_makes_up_a_model(server: HubServer, card: 
     check_whole(comfy.folder, weights | tokenizer)
     assert comfy.present
     assert condition(comfy) == "verified"
+
+
+def test_the_built_in_card_of_sdxl(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
+    """float16 files alone, out of a repository of many formats, and the autoencoder that goes with them from another."""
+    sdxl = built_in_cards(tmp_path / "data" / "models")["sdxl"]
+    wanted = {name: name.encode() for name in (
+        "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors", "text_encoder_2/config.json", "text_encoder_2/model.fp16.safetensors",
+        "tokenizer/merges.txt", "tokenizer/vocab.json", "tokenizer/tokenizer_config.json", "tokenizer_2/merges.txt",
+        "tokenizer_2/vocab.json", "unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors",
+    )}  # fmt: skip
+    others = ("sd_xl_base_1.0.safetensors", "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors",
+              "text_encoder/openvino_model.xml", "unet/model.onnx", "vae/config.json",
+              "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
+              "vae_1_0/config.json", "README.md")  # fmt: skip
+    server.push("stabilityai/stable-diffusion-xl-base-1.0", wanted | dict.fromkeys(others, b"-"))
+    tuned = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"tuned"}
+    server.push("madebyollin/sdxl-vae-fp16-fix", tuned | {"sdxl_vae.safetensors": b"-", "README.md": b"-"})
+    licenses = plan_of(sdxl).licenses
+    assert [(repo, "openrail++" in text or text) for _, repo, text in licenses] == [
+        ("stabilityai/stable-diffusion-xl-base-1.0", True), ("madebyollin/sdxl-vae-fp16-fix", "MIT"),
+    ]  # fmt: skip
+    run(sdxl)
+    check_whole(sdxl.folder, wanted | {f"vae/{name}": data for name, data in tuned.items()})
+    assert sdxl.present
+    parts = {"text_encoder": "text_encoder", "unet": "unet", "vae": "vae"}
+    for part, folder in parts.items():
+        paths = {file.remote.path for file in plan_of(sdxl, parts=[part]).files}
+        assert {path.split("/")[0] for path in paths if path.endswith(".safetensors")} == {folder}

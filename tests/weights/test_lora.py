@@ -93,7 +93,11 @@ def test_wrong_shapes(refusal: Callable[[Mapping[str, Tensor]], str]) -> None:
     assert "does not fit this model: attn.to_k is 8 x 8 and the layer is 4 x 8" in refusal(GOOD | pair("attn.to_k", 8))
     ranks = GOOD | {"attn.to_q.lora_B.weight": torch.ones(8, 3)}
     assert "attn.to_q.lora_B.weight and attn.to_q.lora_A.weight are of different rank" in refusal(ranks)
-    assert "is no matrix but [2, 8, 1, 1]" in refusal(GOOD | {"attn.to_q.lora_A.weight": torch.ones(2, 8, 1, 1)})
+    assert "is no matrix but [2, 8, 1]" in refusal(GOOD | {"attn.to_q.lora_A.weight": torch.ones(2, 8, 1)})
+    assert "is no matrix but [8, 2, 3, 1]" in refusal(GOOD | {"attn.to_q.lora_B.weight": torch.ones(8, 2, 3, 1)})
+    assert "attn.to_q is 8 x 72 and the layer is 8 x 8" in refusal(
+        GOOD | {"attn.to_q.lora_A.weight": torch.ones(2, 8, 3, 3)}
+    )
     assert "attn.to_q.alpha is no number but [2]" in refusal(GOOD | {"attn.to_q.alpha": torch.ones(2)})
     loha = {f"attn.to_q.hada_{name}": torch.ones(shape) for name, shape in
             {"w1_a": (8, 2), "w1_b": (2, 8), "w2_a": (8, 2), "w2_b": (2, 4)}.items()}  # fmt: skip
@@ -141,7 +145,7 @@ def test_one_layer_under_two_names(
     assert "holds attn.qkv and, under another name, a part of it (attn.to_q)" in refusal(GOOD | fused)
     parts = pair("attn.to_q", 8) | pair("attn.to_k", 4) | pair("attn.to_v", 4)
     both = LoraFile.read(save(tmp_path / "both.safetensors", parts | fused)).load(targets, CPU, torch.float32)
-    joined = both.by_linear[network.qkv].joined
+    joined = both.by_layer[network.qkv].joined
     assert joined is not None
     assert len(joined.down) == 6, "two ranks of each part, and none of the fused layer's three"
 
@@ -150,7 +154,7 @@ def test_layers_that_nothing_listens_to_are_accepted(network: Network, tmp_path:
     known = lora_targets([(network, (THEIRS,))], unused={"attn2_": "attn_"})
     path = save(tmp_path / "all.safetensors", GOOD | pair("attn2.to_q", 8) | pair("attn2.to_out.0", 6))
     loaded = LoraFile.read(path).load(known, CPU, torch.float32)
-    assert set(loaded.by_linear) == {network.qkv, network.out}
+    assert set(loaded.by_layer) == {network.qkv, network.out}
     path = save(tmp_path / "other.safetensors", GOOD | pair("attn2.to_x", 8))
     with pytest.raises(LoraError, match=r"holds attn2\.to_x"):
         LoraFile.read(path).match(known)
@@ -180,9 +184,9 @@ def test_the_configuration_that_peft_writes_beside_a_file(targets: dict[str, Lor
     ups = []
     for file in (path, LoraLibrary(tmp_path / "library").add(path, "copy").file):
         loaded = LoraFile.read(file).load(targets, CPU, torch.float32)
-        ups.append([adapter.joined.up.max().item() for adapter in loaded.by_linear.values() if adapter.joined])
+        ups.append([adapter.joined.up.max().item() for adapter in loaded.by_layer.values() if adapter.joined])
     assert ups == [[0.5, 3.0]] * 2
-    assert [adapter.joined.up.max().item() for adapter in alone.by_linear.values() if adapter.joined] == [1.0, 1.0]
+    assert [adapter.joined.up.max().item() for adapter in alone.by_layer.values() if adapter.joined] == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -253,7 +257,7 @@ def test_a_file_that_was_replaced_is_read_again(cache: LoraCache, tmp_path: Path
     after = cache.adapters([(path, 1.0)])
     assert before is not None
     assert after is not None
-    assert [len(each.by_linear[network.qkv].tensors()[0]) for each in (before, after)] == [2, 3]
+    assert [len(each.by_layer[network.qkv].tensors()[0]) for each in (before, after)] == [2, 3]
     path.unlink()
     with pytest.raises(LoraError, match="not there any more"):
         cache.adapters([(path, 1.0)])

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from hwaga import DeviceError, Engine, ImageRequest, Settings, SettingsError
+from hwaga import DeviceError, Engine, ImageRequest, Result, Settings, SettingsError
 from hwaga.families.z_image.family import ZImageModel
-from hwaga.weights.adapters import Adapters, LinearAdapter, LowRank, adapted
+from hwaga.kernels import reference
+from hwaga.kernels.coded import Coded, Form
+from hwaga.weights.adapters import Adapters, LayerAdapter, LowRank, adapted, plain
 from hwaga.weights.fused import FusedLinear
 from hwaga.weights.quantize import GROUP, PRECISIONS, Precision, QuantizedLinear, write_codes
 
@@ -85,7 +87,7 @@ def test_a_layer_in_place_of_another(precision: Precision) -> None:
     assert (layer.outs, layer.in_features, layer.out_features) == ((32, 16), 64, 48)
     x = torch.randn(5, 64)
     low_rank = LowRank(torch.randn(2, 64), torch.randn(48, 2))
-    adapters = Adapters({layer: LinearAdapter.of([(slice(0, 48), low_rank)], 48)})
+    adapters = Adapters({layer: LayerAdapter.of([(slice(0, 48), low_rank)], 48)})
     with torch.no_grad():
         torch.testing.assert_close(layer(x), x @ layer.weight.T + linear.bias)
         wanted = x @ (layer.weight + low_rank.up @ low_rank.down).T + linear.bias
@@ -105,8 +107,14 @@ def whole() -> Iterator[Engine]:
         yield engine
 
 
+@pytest.fixture(scope="module")
+def drawn(whole: Engine) -> list[Result]:
+    """What the pictures are like with whole weights."""
+    return [whole.generate(request) for request in REQUESTS]
+
+
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_the_mini_draws_nearly_the_same(name: str, whole: Engine) -> None:
+def test_the_mini_draws_nearly_the_same(name: str, whole: Engine, drawn: list[Result]) -> None:
     with Engine.open("mini", device="cpu", precision=name) as engine:
         model = cast(ZImageModel, engine._opened().model)
         kept = {type(module) for module in model.transformer.layers[0].modules() if isinstance(module, nn.Linear)}
@@ -116,8 +124,8 @@ def test_the_mini_draws_nearly_the_same(name: str, whole: Engine) -> None:
             for each in (model, cast(ZImageModel, whole._opened().model))
         ]
         assert sizes[0] < 0.45 * sizes[1]
-        for request in REQUESTS:
-            ours, theirs = engine.generate(request), whole.generate(request)
+        for request, theirs in zip(REQUESTS, drawn, strict=True):
+            ours = engine.generate(request)
             assert (ours.precision, theirs.precision) == (name, "full")
             error = np.square(np.asarray(ours.image, float) - np.asarray(theirs.image, float)).mean()
             assert 10 * np.log10(255**2 / error) > FLOORS[name]
@@ -141,3 +149,67 @@ def test_a_precision_that_is_none() -> None:
         Engine.open("mini", settings=Settings(precision="nf4"))
     with pytest.raises(SettingsError, match=r"HWAGA_LORA_CACHE \(lora_cache\) must be a size"):
         Settings(lora_cache="much")
+
+
+def codes_layer(rows: int, width: int, dtype: torch.dtype) -> QuantizedLinear:
+    """A layer that multiplies codes, with weights."""
+    linear = nn.Linear(width, rows, bias=True, dtype=dtype)
+    nn.init.normal_(linear.weight)
+    layer = QuantizedLinear(linear, PRECISIONS["fp8"])
+    layer.multiply_codes()
+    return filled(layer, linear.weight.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_of_codes(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = codes_layer(48, 64, dtype)
+    assert layer.takes_codes
+    x = torch.randn(9, 64).to(dtype)
+    coded = reference.coded(x)
+    assert isinstance(coded, Coded)
+    with torch.inference_mode():
+        exact, product = layer(x), layer(coded)
+    assert product.dtype == exact.dtype == dtype
+    # The codes stand for numbers that are 1/16 off at the most, and such errors cancel.
+    assert ((product - exact).float().norm() / exact.float().norm()) < 0.05
+    assert not torch.equal(product, exact)
+    assert layer.weight.dtype == dtype
+
+
+@pytest.mark.parametrize(("name", "rows", "width"), [("int8", 48, 64), ("fp8", 50, 64), ("fp8", 48, 60)])
+def test_what_no_gpu_multiplies_is_written_out(name: str, rows: int, width: int) -> None:
+    layer = QuantizedLinear(nn.Linear(width, rows), PRECISIONS[name])
+    layer.multiply_codes()
+    assert not layer.takes_codes
+    assert plain.form(layer) is Form.PLAIN
+
+
+def test_loras_beside_a_product_of_codes() -> None:
+    torch.manual_seed(1)
+    layer = codes_layer(32, 64, torch.float32)
+    delta = LowRank(torch.randn(4, 64), torch.randn(32, 4))
+    some = Adapters({layer: LayerAdapter.of([(slice(0, 32), delta)], 32)})
+    call = adapted([None, some, some, None], [2, 3, 1, 4])
+    assert call.form(layer) is Form.BOTH
+    x = torch.randn(10, 64)
+    both, codes = reference.coded(x, Form.BOTH), reference.coded(x)
+    with torch.inference_mode():
+        expected = layer(codes)
+        expected[2:6] += delta(x[2:6])
+        torch.testing.assert_close(call(layer, both), expected)
+
+
+def test_the_mini_draws_nearly_the_same_with_products_of_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = ImageRequest("a red apple on a yellow background", seed=7, steps=4)
+    with Engine.open("mini", device="cpu", dtype="float32") as engine:
+        whole = np.asarray(engine.generate(request).image, float)
+    monkeypatch.setattr("hwaga.families.z_image.model.multiplies_codes", lambda _: True)
+    monkeypatch.setattr("hwaga.weights.quantize.RUN", 1)
+    with Engine.open("mini", device="cpu", dtype="float32", precision="fp8") as engine:
+        layers = [m for m in engine._opened().model.transformer.modules() if isinstance(m, QuantizedLinear)]
+        assert layers
+        assert all(layer.takes_codes for layer in layers)
+        drawn = np.asarray(engine.generate(request).image, float)
+    error = np.square(whole - drawn).mean()
+    assert 10 * np.log10(255**2 / error) > 30

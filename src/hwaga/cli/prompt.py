@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hwaga.cards import STYLE_SIGN
 from hwaga.cli.console import print_json, print_result, say
 from hwaga.errors import PromptError
-from hwaga.model_lookup import find_card
+from hwaga.model_lookup import built_in_cards, find_card
 from hwaga.prompt import Composition, Library, Slots, compose
 from hwaga.prompt.keywords import Words
 from hwaga.settings import Settings
-from hwaga.tokens import token_counter
+from hwaga.tokens import is_countable, token_counter
 
 Model = Annotated[
     str | None,
@@ -50,7 +51,9 @@ def prompt(
     settings = Settings.read()
     card = find_card(model or settings.model, settings.models)
     family = family or card.family
-    countable = card.present and family == card.family
+    # Worded for another family, the prompt is counted as that family's own model would.
+    reader = card if family == card.family else built_in_cards(settings.models).get(family)
+    countable = reader is not None and is_countable(reader)
     composition = compose(
         _slots(text, slot) if slot else text,
         family=family,
@@ -61,8 +64,8 @@ def prompt(
         avoid=avoid or (),
         use=use,
         style_fallback=style_fallback,
-        count_tokens=token_counter(card) if countable else None,
-        token_limit=card.limits.tokens if countable else None,
+        count_tokens=token_counter(reader) if reader and countable else None,
+        token_limit=reader.limits.tokens if reader and countable else None,
     )
     if as_json:
         print_json(_describe(composition))
@@ -76,24 +79,25 @@ def prompt(
         say(f"LoRA: {lora.name} at {lora.weight:g}")
     if composition.aspect is not None:
         say(f"Aspect: {composition.aspect}")
-    if composition.tokens is not None:
-        say(f"Tokens: {composition.tokens} of {card.limits.tokens}")
+    if reader is not None and composition.tokens is not None:
+        say(f"Tokens: {composition.tokens} of {reader.limits.tokens}")
     else:
         fetch = f" `hwaga download {card.name}` fetches it." if card.download and family == card.family else ""
         say(f"Tokens are not counted: the tokenizer for {family} of {card.name} is not on this machine.{fetch}")
 
 
 def styles(model: Model = None, as_json: Json = False) -> None:
-    """List the styles, and which of them the model has a LoRA for."""
+    """List the styles, and which of them the model has a LoRA or a checkpoint for."""
     settings = Settings.read()
     card = find_card(model or settings.model, settings.models)
     packs = Library.load(settings.packs).styles
     rows = []
     for name in dict.fromkeys([*packs, *card.styles]):
-        lora = card.styles[name].lora if name in card.styles else None
+        own = card.styles.get(name)
+        weights = {"lora": own.lora if own else None, "checkpoint": own.checkpoint if own else None}
         titles = packs[name].titles if name in packs else card.styles[name].title
         aliases = packs[name].aliases if name in packs else Words()
-        rows.append(_row(name, dict(titles), aliases) | {"lora": lora})
+        rows.append(_row(name, dict(titles), aliases) | weights)
     _print(rows, as_json)
 
 
@@ -128,7 +132,15 @@ def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True)
     for row in rows:
-        lora = f"LoRA {Path(row['lora']).stem}" if row.get("lora") else ""
-        cells = [row["name"], row["title"].get("ko", ""), row["title"].get("en", ""), ", ".join(row["aliases"]), lora]
+        weights = f"LoRA {Path(row['lora']).stem}" if row.get("lora") else ""
+        if row.get("checkpoint"):
+            weights = f"a model of its own, …{STYLE_SIGN}{row['name']}"
+        cells = [
+            row["name"],
+            row["title"].get("ko", ""),
+            row["title"].get("en", ""),
+            ", ".join(row["aliases"]),
+            weights,
+        ]
         table.add_row(*(Text(cell) for cell in cells))
     Console(highlight=False).print(table)

@@ -58,6 +58,10 @@ def serve(
         int, typer.Option(min=1, max=64, help="Most pictures that a device draws at once, of one job or of several.")
     ] = 1,
     job_timeout: Annotated[float, typer.Option(min=1, help="Seconds that the pictures of a job may take.")] = 600,
+    load_timeout: Annotated[
+        float,
+        typer.Option(min=1, help="Seconds that a worker may get no further with loading its model, before a new one."),
+    ] = 300,
     rate_limit: Annotated[
         float | None,
         typer.Option(min=0.1, help="How often a minute each API key may ask for work (as often as it likes)."),
@@ -67,6 +71,9 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A further name that the server is reached by. Repeatable.")
     ] = None,
+    log_prompts: Annotated[
+        bool, typer.Option("--log-prompts", help="Write the words of each job to the log, which is without them.")
+    ] = False,
 ) -> None:
     """Serve pictures over HTTP: Hwaga's own API, and that of OpenAI for images, below http://HOST:PORT/v1."""
     settings = Settings.read()
@@ -93,7 +100,7 @@ def serve(
         try:
             address, taken = listening.getsockname()[:2]
             loopback = is_loopback(address)
-            if not loopback and not store.keys():
+            if not loopback and not store.keys.all():
                 raise ServerError(
                     f"{host} can be reached from other machines, and there is no API key yet. Make one with "
                     "`hwaga keys add NAME`, or serve on 127.0.0.1."
@@ -109,11 +116,12 @@ def serve(
                 batch=batch,
                 warm_up=warm_up,
                 job_timeout=job_timeout,
+                load_timeout=load_timeout,
                 keep_seconds=keep_days * 86400,
                 keep_bytes=room,
             )
             access = Access(hosts=(host, address, *(allow_host or ())), anonymous=loopback, per_minute=rate_limit)
-            app = create_app(dispatcher, card, settings, access)
+            app = create_app(dispatcher, card, settings, access, log_prompts=log_prompts)
         except BaseException:
             store.close()
             raise
@@ -126,7 +134,7 @@ def serve(
 def add(name: Annotated[str, typer.Argument(help="What it is for, to tell it from others.")]) -> None:
     """Make an API key, and print it. It cannot be shown again."""
     with _store() as store:
-        key, secret = store.add_key(name)
+        key, secret = store.keys.add(name)
     print_result(secret)
     say(f"This key, {key.id}, is kept as a digest only: note it down. From now on the server asks for a key.")
 
@@ -135,7 +143,7 @@ def add(name: Annotated[str, typer.Argument(help="What it is for, to tell it fro
 def list_keys() -> None:
     """List the API keys, without their secrets."""
     with _store() as store:
-        found, closed = store.keys(), store.asks_for_keys()
+        found, closed = store.keys.all(), store.keys.required()
     if not found:
         say("There is none. Make one with `hwaga keys add NAME`.")
         if closed:
@@ -149,10 +157,10 @@ def list_keys() -> None:
 
 @keys.command()
 def remove(key: Annotated[str, typer.Argument(help="The id that `hwaga keys list` shows.")]) -> None:
-    """End an API key. Its jobs and pictures stay until they expire, and nobody sees them."""
+    """End an API key. Its jobs stay until they expire, and are seen by nobody; pictures by who knows their addresses."""
     with _store() as store:
-        store.remove_key(key)
-        last = not store.keys()
+        store.keys.remove(key)
+        last = not store.keys.all()
     if last:
         say(
             "That was the last key. The server goes on asking for one: make another with `hwaga keys add NAME`, or let "
@@ -164,7 +172,7 @@ def remove(key: Annotated[str, typer.Argument(help="The id that `hwaga keys list
 def open_to_all() -> None:
     """Ask for no key any more, on this machine alone. Keys must have been removed first."""
     with _store() as store:
-        store.open_to_all()
+        store.keys.open_to_all()
     say("Everyone on this machine is let in, until the next `hwaga keys add NAME`.")
 
 

@@ -56,6 +56,7 @@ def _rows(settings: dict[str, Any]) -> list[tuple[str, Any]]:
     rows = list(request.items())
     if words.composed:
         rows.append(("composed", words.composed.prompt))
+        rows += [("unwanted", words.composed.negative)] if words.composed.negative else []
     rows += [
         ("lora", f"{lora.name}:{lora.weight:g} ({digests.get(lora.name, 'unknown')})") for lora in words.model_loras
     ]

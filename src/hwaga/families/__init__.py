@@ -9,12 +9,18 @@ from typing import Any, cast
 from hwaga.errors import CardError
 from hwaga.families.family import Family, Tokenizer
 
-FAMILIES = {"z_image": "hwaga.families.z_image.family:ZImage"}
+FAMILIES = {"z_image": "hwaga.families.z_image.family:ZImage", "sdxl": "hwaga.families.sdxl.family:Sdxl"}
 """Family by name: module and class. A family is imported when a model of it is opened."""
 
 
-TOKENIZERS = {"z_image": "hwaga.families.z_image.tokenizer:PromptTokenizer"}
-"""Tokenizer by family, likewise. It takes the checkpoint's folder of the same name, and brings no torch."""
+TOKENIZERS = {
+    "z_image": "hwaga.families.z_image.tokenizer:of_checkpoint",
+    "sdxl": "hwaga.families.sdxl.words:PromptTokenizer",
+}
+"""What makes a family's tokenizer of a checkpoint's folder, likewise. It brings no torch."""
+
+WITH_TOKENIZER = frozenset({"sdxl"})
+"""Families whose tokenizer comes with Hwaga, so that tokens are counted without a checkpoint."""
 
 
 def find_family(name: str) -> Family:
@@ -40,7 +46,7 @@ def open_tokenizer(family: str, folder: Path) -> Tokenizer:
     """
     if family not in TOKENIZERS:
         raise CardError(f"The model family {family!r} has no tokenizer of its own. {', '.join(TOKENIZERS)} has.")
-    return cast(Tokenizer, _imported(TOKENIZERS[family])(folder / "tokenizer"))
+    return cast(Tokenizer, _imported(TOKENIZERS[family])(folder))
 
 
 def _imported(name: str) -> Any:

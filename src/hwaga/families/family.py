@@ -5,7 +5,7 @@ Tensors: pixels ``[3, H, W]`` float32 in [-1, 1]; latents ``[C, h, w]`` float32;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from hwaga.memory.plan import Demand
-    from hwaga.sampling.euler import Derivative
+    from hwaga.sampling.walk import Derivative
     from hwaga.weights.conversion import Conversion
 
 Progress = Callable[[int, int], None]
@@ -31,12 +31,43 @@ class Picture:
         width, height: pixels.
         tokens: of the prompt.
         source: it starts from a picture.
+        guided: the denoiser runs for it twice a step, with its prompt and with what it is led away from.
     """
 
     width: int
     height: int
     tokens: int
     source: bool = False
+    guided: bool = False
+
+
+class Tokens(Hashable, Protocol):
+    """What a family makes of a prompt before any network runs. Its length is the number of tokens."""
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Course:
+    """How one picture of a batch is denoised.
+
+    Attributes:
+        conditioning: what the family made of the prompt.
+        shape: of the latents, ``[C, h, w]``.
+        schedule: sigmas, falling.
+        adapters: what LoRAs add, or None.
+        negative: what the family made of the negative prompt, for a picture that is guided.
+        guidance: 1 for a picture that is not.
+        sampler: of the model's ``samplers``.
+    """
+
+    conditioning: Any
+    shape: tuple[int, int, int]
+    schedule: Tensor
+    adapters: Any = None
+    negative: Any = None
+    guidance: float = 1.0
+    sampler: str = "euler"
 
 
 class Model(Protocol):
@@ -63,8 +94,18 @@ class Model(Protocol):
     max_side: int
     """Pixels along a side that the networks have positions for."""
 
-    def tokenize(self, prompt: str, limit: int) -> list[int]:
-        """Token ids of a prompt, template included. Raises PromptTooLongError above the limit."""
+    guided: bool
+    """Whether it can be drawn with guidance: with negative prompts, and twice as many passes of the denoiser."""
+
+    samplers: Sequence[str]
+    """That its schedules are made for, of ``hwaga.request.SAMPLERS``."""
+
+    def tokenize(self, prompt: str, limit: int) -> Tokens:
+        """What the networks are given of a prompt, template included. An empty one stands for no negative prompt.
+
+        Raises:
+            PromptTooLongError: above the limit.
+        """
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt, template included, however many they are."""
@@ -96,25 +137,22 @@ class Model(Protocol):
     def close(self) -> None:
         """Lets go of everything that is not weights on the device."""
 
-    def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Any]) -> list[Any]:
-        """Conditioning for each list of token ids with its adapters."""
+    def encode_prompts(self, prompts: Sequence[Any], adapters: Sequence[Any]) -> list[Any]:
+        """Conditioning for each of what ``tokenize`` made of prompts, with its adapters."""
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Shape ``(C, h, w)`` of the latents of a picture."""
 
-    def schedule(self, steps: int, strength: float, *, steps_scale: bool) -> Tensor:
+    def schedule(self, steps: int, strength: float, *, steps_scale: bool, sampler: str) -> Tensor:
         """Sigmas for a start at a noise level of ``strength``; with ``steps_scale``, the full schedule less its first part."""
+
+    def begin(self, noise: Tensor, sigma: float, sampler: str) -> Tensor:
+        """Latents at the first sigma of a picture that is made of noise alone."""
 
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         """Latents taken to a noise level."""
 
-    def denoising(
-        self,
-        conditionings: Sequence[Any],
-        shapes: Sequence[tuple[int, int, int]],
-        schedules: Sequence[Tensor],
-        adapters: Sequence[Any],
-    ) -> AbstractContextManager[Derivative]:
+    def denoising(self, courses: Sequence[Course]) -> AbstractContextManager[Derivative]:
         """The denoiser for a batch, with all that does not depend on the step computed."""
 
     def encode_pixels(self, pixels: Tensor, posterior_noise: Tensor | None, tile: int | None = None) -> Tensor:
@@ -141,7 +179,7 @@ class Family(Protocol):
     """Opens checkpoints of one architecture."""
 
     dtypes: Sequence[str]
-    """Number formats that the networks may run in."""
+    """Number formats that the networks may run in, the one for GPUs first."""
 
     precisions: Sequence[str]
     """Fewer bits that the large weights may be kept in, the best first."""

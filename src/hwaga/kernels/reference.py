@@ -6,12 +6,13 @@ mask. What differs by image (length, modulation row) is passed beside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hwaga.kernels.coded import LARGEST, SMALLEST_SCALE, Coded, Form, Rows
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -19,27 +20,104 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def norm_modulate(x: Tensor, weight: Tensor, eps: float, scale: Tensor) -> Tensor:
-    """``rms_norm(x) * scale``.
+def gained_norm(x: Tensor, gain: Tensor, eps: float, row: int | Tensor = 0, form: Form = Form.PLAIN) -> Rows:
+    """``rms_norm(x) * gain[row]``.
 
     Args:
         x: ``[tokens, channels]``.
-        scale: ``[channels]`` shared by all tokens, or ``[tokens, channels]``. The 1 of "1 + scale" is already in it.
+        gain: ``[rows, channels]``: the norm's own weights, times whatever else scales its result.
+        row: the row of the gain, one for all tokens or int ``[tokens]``.
+        form: what is given back.
     """
-    if scale.ndim == 1:  # one factor for all tokens costs no pass of its own
-        return rms_norm(x, weight * scale, eps)
-    return rms_norm(x, weight, eps) * scale
+    chosen = gain[row]
+    if chosen.ndim == 1:  # one factor for all tokens costs no pass of its own
+        return _in_form(F.rms_norm(x, chosen.shape, chosen, eps), form)
+    return _in_form(F.rms_norm(x, chosen.shape[1:], None, eps) * chosen, form)
 
 
-def gated_residual(x: Tensor, update: Tensor, weight: Tensor, eps: float, gate: Tensor) -> Tensor:
-    """``x + gate * rms_norm(update)``; shapes as in ``norm_modulate``."""
-    return x + norm_modulate(update, weight, eps, gate)
+def residual_norm(
+    x: Tensor,
+    update: Tensor,
+    gate: Tensor | None,
+    gain: Tensor | None,
+    eps: float,
+    row: int | Tensor = 0,
+    form: Form = Form.PLAIN,
+) -> tuple[Tensor, Rows]:
+    """The end of one branch and the beginning of the next: ``x + rms_norm(update) * gate[row]``, and ``gained_norm`` of that.
+
+    Args:
+        x, update: ``[tokens, channels]``.
+        gate: ``[rows, channels]``, or None: the update is added as it is.
+        gain: ``[rows, channels]``, or None: nothing is normed, and the second result is the first.
+        row, form: as in ``gained_norm``.
+    """
+    x = x + (update if gate is None else cast(Tensor, gained_norm(update, gate, eps, row)))
+    return x, x if gain is None else gained_norm(x, gain, eps, row, form)
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
+def swiglu(gate_up: Tensor, form: Form = Form.PLAIN) -> Rows:
     """``silu(gate) * up`` of ``[tokens, 2 * hidden]`` holding gate and up side by side."""
     gate, up = gate_up.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    return _in_form(F.silu(gate) * up, form)
+
+
+def coded(x: Tensor, form: Form = Form.CODES) -> Rows:
+    """Rows of ``[tokens, channels]`` in 8 bits, each with a scale of its own."""
+    return _in_form(x, form)
+
+
+def _in_form(x: Tensor, form: Form) -> Rows:
+    if form is Form.PLAIN:
+        return x
+    values = x.float()
+    scale = values.abs().amax(-1, keepdim=True).div(LARGEST).clamp_min(SMALLEST_SCALE)
+    return Coded((values / scale).to(torch.float8_e4m3fn), scale, x if form.plain else None)
+
+
+def scaled_product(x: Coded, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """``[tokens, out]`` of activations and weights that are both in 8 bits.
+
+    Args:
+        codes: of the weights, float8 e4m3 ``[out, in]``.
+        scale: of their rows, float32 ``[out, 1]``.
+        dtype: of the result.
+    """
+    return (F.linear(x.codes.float(), codes.float()) * x.scale * scale.t()).to(dtype)
+
+
+def turned_heads(
+    qkv: Tensor,
+    heads: tuple[int, int],
+    gains: tuple[Tensor, Tensor] | None,
+    eps: float,
+    rotation: Tensor,
+    *,
+    halves: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norms queries and keys head by head and turns them by their positions; values stay as they are.
+
+    Args:
+        qkv: ``[tokens, (heads + 2 * kv_heads) * head_dim]``: queries, keys, values. It may be written over.
+        heads: of the queries, and of keys and values each.
+        gains: weights ``[head_dim]`` of the queries' norm and of the keys'; None for no norm.
+        rotation: complex64 ``[tokens, head_dim / 2]``, unit length.
+        halves: channels i and i + head_dim / 2 are a pair, as the Qwen models have it; else neighbouring ones are.
+
+    Returns:
+        Queries ``[tokens, heads, head_dim]``, keys and values ``[tokens, kv_heads, head_dim]``.
+    """
+    queries, kv = heads
+    turned, values = qkv.unflatten(-1, (queries + 2 * kv, -1)).split((queries + kv, kv), dim=1)
+    if gains is not None:
+        weights = torch.cat([gain.expand(count, -1) for gain, count in zip(gains, heads, strict=True)])
+        turned = F.rms_norm(turned, turned.shape[-1:], eps=eps) * weights
+    if halves:
+        cos, sin = (part.to(turned.dtype).repeat(1, 2) for part in (rotation.real, rotation.imag))
+        turned = rotate_halves(turned, cos, sin)
+    else:
+        turned = rotate_pairs(turned, rotation)
+    return turned[:, :queries], turned[:, queries:], values
 
 
 def rotate_pairs(x: Tensor, rotation: Tensor) -> Tensor:
@@ -49,7 +127,7 @@ def rotate_pairs(x: Tensor, rotation: Tensor) -> Tensor:
         x: ``[tokens, …, head_dim]``.
         rotation: complex64 ``[tokens, head_dim / 2]``, unit length.
     """
-    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     shape = (rotation.shape[0], *(1,) * (x.ndim - 2), rotation.shape[1])
     return torch.view_as_real(pairs * rotation.view(shape)).flatten(-2).to(x.dtype)
 
@@ -65,65 +143,34 @@ def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal: bool = False) -> Tensor:
-    """Softmax attention inside each run of the pack.
+def group_norm_silu(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, offset: Tensor | None = None, silu: bool = True
+) -> Tensor:
+    """``silu(group_norm(x + offset))`` of ``[batch, channels, height, width]``; ``x`` may be written over.
 
     Args:
-        q: ``[tokens, heads, head_dim]``.
-        k, v: ``[tokens, kv_heads, head_dim]``; ``heads`` is a multiple of ``kv_heads``.
-        lengths: tokens of each run, in order; their sum is ``tokens``.
-
-    Returns:
-        ``[tokens, heads * head_dim]``.
+        offset: ``[channels]``, or None for nothing to add.
+        silu: False for the norm alone.
     """
-    if len(set(lengths)) > 1:
-        runs = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), lengths, strict=True)
-        return torch.cat([attention(a, b, c, (length,), causal=causal) for a, b, c, length in runs])
-    batch = len(lengths)
-    q, k, v = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
-    return attend(q, k, v, causal=causal).transpose(1, 2).flatten(2).flatten(0, 1)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
-    """Softmax attention of ``[batch, heads, tokens, head_dim]``; keys and values may have fewer heads.
-
-    Where the device has no kernel that works without the matrix of scores, queries go through in pieces.
-    """
-    grouped = q.shape[1] != k.shape[1]
-    if not keeps_scores(q.device, q.dtype):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
-    rows = max(SCORES // (q.shape[0] * q.shape[1] * k.shape[2] * q.element_size()), 1)
-    pieces = []
-    for start in range(0, q.shape[2], rows):
-        piece = q[:, :, start : start + rows]
-        seen = None
-        if causal:
-            places = torch.arange(start, start + piece.shape[2], device=q.device)
-            seen = places[:, None] >= torch.arange(k.shape[2], device=q.device)
-        pieces.append(F.scaled_dot_product_attention(piece, k, v, seen, enable_gqa=grouped))
-    return torch.cat(pieces, dim=2)
-
-
-SCORES = 128 * 2**20
-"""Bytes of a matrix of scores that is worked on at a time; some three of them are alive."""
-
-SCORES_ALIVE = 4 * SCORES
-
-
-@cache
-def keeps_scores(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether attention on a device writes its scores out. Fused kernels work on CPUs, and on NVIDIA GPUs from Ampere on in any
-    format, before that not in bfloat16.
-    """
-    if device.type == "cuda":
-        return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0)
-    return device.type not in ("cpu", "meta")
-
-
-def group_norm_silu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """``silu(group_norm(x))`` of ``[batch, channels, height, width]``."""
+    normed = F.group_norm(x if offset is None else x + offset[:, None, None], groups, weight, bias, eps)
     # In place where no gradient needs the values: at full resolution a tensor more is a quarter more memory.
-    return F.silu(F.group_norm(x, groups, weight, bias, eps), inplace=not torch.is_grad_enabled())
+    return F.silu(normed, inplace=not torch.is_grad_enabled()) if silu else normed
+
+
+def add_group_norm_silu(
+    update: Tensor, residual: Tensor | None, offset: Tensor | None, groups: int, weight: Tensor, bias: Tensor, eps: float,
+    *, silu: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The sum of ``add``, and ``group_norm_silu`` of it. Both tensors may be written over."""
+    total = add(update, residual, offset)
+    return total, group_norm_silu(total, groups, weight, bias, eps, silu=silu)
+
+
+def add(update: Tensor, residual: Tensor | None, offset: Tensor | None) -> Tensor:
+    """``update + residual + offset`` of ``[batch, channels, height, width]`` and ``[channels]``, written over ``update``."""
+    if offset is not None:
+        update = update.add_(offset[:, None, None])
+    return update if residual is None else update.add_(residual)
 
 
 def upsample_conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

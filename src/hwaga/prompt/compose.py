@@ -139,8 +139,13 @@ def compose(
             notes.append(f"Left out to keep within {token_limit} tokens: the packs' wording for {', '.join(left_out)}.")
     if family == "sdxl" and has_korean(typed):
         notes.append("SDXL reads English: Korean words in the prompt hardly count.")
-    unwanted = [routed.negative if routed else "", *(rule.negative for rule in rules)]
-    phrases = dict.fromkeys(part for negative in unwanted for part in negative.split(", ") if part)
+    of_style = [part for part in (routed.negative if routed else "").split(", ") if part]
+    # What somebody asks for in so many words is not worked against, because a style is usually without it.
+    asked_for = [part for part in of_style if find(words, Words((part,)))]
+    if asked_for:
+        notes.append(f"Left out of the negative prompt, as your own words speak of it: {', '.join(asked_for)}.")
+    unwanted = [part for rule in rules for part in rule.negative.split(", ") if part]
+    phrases = dict.fromkeys([*(part for part in of_style if part not in asked_for), *unwanted])
     aspect = (business.aspects[place.name] if business else place.aspect) if place else None
     if aspect is not None:
         card.size_of(aspect)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from hwaga.cards import ModelCard
+from hwaga.cards import STYLE_SIGN, ModelCard
 from hwaga.errors import StyleError
 from hwaga.prompt.keywords import Words, find, fold
 from hwaga.prompt.library import Industry, Library, StylePack, by_name, near
@@ -46,10 +46,11 @@ def route(name: str, *, library: Library, card: ModelCard, family: str, fallback
     Wording for another family than the card's goes without the card's LoRAs.
 
     Args:
-        fallback: go on without a LoRA whose file is absent, and say so in a note.
+        fallback: go on without a LoRA whose file is absent or a checkpoint that is another model, and say so in a note.
 
     Raises:
-        StyleError: no such style, with near names; or a LoRA whose file is absent, with how to get it.
+        StyleError: no such style, with near names; a LoRA whose file is absent, with how to get it; or a style that another
+            model draws.
     """
     on_card = card.styles if family == card.family else {}
     pack = by_name(name, library.styles)
@@ -71,6 +72,16 @@ def route(name: str, *, library: Library, card: ModelCard, family: str, fallback
         own_wording=bool(style.wording),
         steps=style.steps,
     )
+    if style.checkpoint is not None:
+        other = f"{card.name}{STYLE_SIGN}{name}"
+        if not fallback:
+            raise StyleError(
+                f"The style {name} of {card.name} is a checkpoint of its own. Draw with that one (--model {other}); or go on "
+                "with this one and the style's words: --style-fallback, style_fallback=True."
+            )
+        return replace(
+            routed, notes=(f"Style {name} goes by its words alone: its checkpoint is another model, {other}.",)
+        )
     if style.lora is None:
         return routed
     file = card.folder / style.lora

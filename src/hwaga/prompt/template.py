@@ -1,7 +1,8 @@
 """From named slots to one text, in the form that a model family reads best.
 
 ``z_image`` reads sentences: no weights such as (word:1.2), no lists of quality words, no negative prompt. ``sdxl`` reads
-phrases between commas and sees 77 tokens of them. Both get what matters most first. Words are put side by side, unchanged.
+phrases between commas, in windows of 77 tokens, and has a negative prompt. Both get what matters most first. Words are put side
+by side, unchanged.
 """
 
 from __future__ import annotations

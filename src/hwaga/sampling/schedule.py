@@ -1,7 +1,7 @@
 """Noise levels (sigmas) that a sampler visits, from the start down to 0.
 
-Flow matching: at sigma, latents are ``(1 - sigma) * picture + sigma * noise``. All schedules are float32 ``[steps + 1]`` on
-the CPU, and end in 0; "steps" are forwards of the denoiser.
+Flow matching: at sigma, latents are ``(1 - sigma) * picture + sigma * noise``; the other models' levels are in
+``trained_noise``. All schedules are float32 ``[steps + 1]`` on the CPU, and end in 0; "steps" are forwards of the denoiser.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hwaga.server.json_log import request_id
 from hwaga.server.refusals import refusal
 
 _log = logging.getLogger(__name__)
@@ -25,14 +26,15 @@ class AccessLog:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id, begin, status = f"req_{secrets.token_hex(12)}", time.perf_counter(), 0
+        name, begin, status = f"req_{secrets.token_hex(12)}", time.perf_counter(), 0
+        scope_of_log = request_id.set(name)
 
         async def noting(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
+                headers["x-request-id"] = name
                 headers["X-Content-Type-Options"] = "nosniff"
                 # The page has a policy of its own.
                 headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -43,12 +45,11 @@ class AccessLog:
         except ClientDisconnect:
             pass
         except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer and the log the reason
-            _log.exception("Request %s failed.", request_id)
+            _log.exception("Request %s failed.", name)
             if not status:
-                await refusal(500, f"The server failed at request {request_id}. Its log says why.")(
-                    scope, receive, noting
-                )
+                await refusal(500, f"The server failed at request {name}. Its log says why.")(scope, receive, noting)
         finally:
             fields = {"method": scope["method"], "path": scope["path"], "status": status}
-            fields |= {"request_id": request_id, "ms": round(1000 * (time.perf_counter() - begin), 1)}
+            fields |= {"request_id": name, "ms": round(1000 * (time.perf_counter() - begin), 1)}
             _log.info("%(method)s %(path)s", fields, extra=fields)
+            request_id.reset(scope_of_log)

@@ -23,7 +23,9 @@ from hwaga.version import __version__
 UPLOADS = ("/v1/jobs", "/v1/images/edits")
 
 
-def create_app(dispatcher: Dispatcher, card: ModelCard, settings: Settings, access: Access) -> FastAPI:
+def create_app(
+    dispatcher: Dispatcher, card: ModelCard, settings: Settings, access: Access, *, log_prompts: bool = False
+) -> FastAPI:
     """The app. It starts the dispatcher when it starts, and stops it, at once, when it stops.
 
     Args:
@@ -31,6 +33,7 @@ def create_app(dispatcher: Dispatcher, card: ModelCard, settings: Settings, acce
         card: the model that its workers open.
         settings: whose packs and LoRAs count.
         access: who is let in.
+        log_prompts: whether the log has the words of each job.
 
     Raises:
         CheckpointError: the model's tokenizer is not there, or damaged.
@@ -55,6 +58,7 @@ def create_app(dispatcher: Dispatcher, card: ModelCard, settings: Settings, acce
         LoraLibrary(settings.loras),
         token_checker(card),
         own_folders(settings, card),
+        log_prompts,
     )
     app.state.metrics = health.Metrics()
     dispatcher.on_end = app.state.metrics.observe

@@ -81,6 +81,7 @@ class Dispatcher:
         batch: most pictures that a worker draws at once, of one job or of several.
         warm_up: a worker draws a first picture by itself before it is ready.
         job_timeout: seconds that an attempt may take.
+        load_timeout: seconds that a worker may say nothing for while it loads its model, before it is started anew.
         keep_seconds, keep_bytes: how long ended jobs are kept, and how much room all pictures may take.
 
     Attributes:
@@ -102,6 +103,7 @@ class Dispatcher:
         batch: int = 1,
         warm_up: bool = False,
         job_timeout: float = 600.0,
+        load_timeout: float = 300.0,
         keep_seconds: float = 7 * 86400.0,
         keep_bytes: int = 20 * 2**30,
     ) -> None:
@@ -110,7 +112,7 @@ class Dispatcher:
         self.on_end: Callable[[Job], None] = lambda _: None
         self.on_step: Callable[[], None] = lambda: None
         self._model, self._dtype, self._batch, self._job_timeout = model, dtype, batch, job_timeout
-        self._warm_up = warm_up
+        self._warm_up, self._load_timeout = warm_up, load_timeout
         self._precision, self._vram, self._ram = precision, vram, ram
         self._keep = (keep_seconds, keep_bytes)
         self._slots = [_Slot(device) for device in devices]
@@ -180,7 +182,14 @@ class Dispatcher:
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(method, *args, **kwargs))
 
     async def submit(
-        self, kind: Kind, body: dict[str, Any], *, owner: str = "", source: bytes | None = None, key: str | None = None
+        self,
+        kind: Kind,
+        body: dict[str, Any],
+        *,
+        owner: str = "",
+        source: bytes | None = None,
+        key: str | None = None,
+        request_id: str | None = None,
     ) -> Job:
         """As ``JobStore.submit``; and the job is drawn as soon as it is its turn.
 
@@ -191,7 +200,7 @@ class Dispatcher:
             ServerStoppingError: this stops.
         """
         self._refuse_at_stop()
-        job = await self.call(self.store.submit, kind, body, owner=owner, source=source, key=key)
+        job = await self.call(self.store.submit, kind, body, owner=owner, source=source, key=key, request_id=request_id)
         for slot in self._slots:
             slot.wake.set()
         await self._publish_places()
@@ -210,6 +219,7 @@ class Dispatcher:
         """As ``JobStore.cancel``. The worker stops within one step."""
         found = await self.call(self.store.cancel, job)
         if found.status == "cancelled":
+            _note(found)
             self._feeds.publish(found)
             await self._publish_places()
         for slot in self._slots:
@@ -247,6 +257,7 @@ class Dispatcher:
             try:
                 if reaped := await self.call(self.store.reap):
                     for job in reaped:
+                        _note(job)
                         self._feeds.publish(job)
                         if job.status in TERMINAL:
                             self.on_end(job)
@@ -281,7 +292,7 @@ class Dispatcher:
                         self._warm_up,
                     )
                 )
-                match await slot.worker.messages.get():
+                match await self._loaded(slot.worker):
                     case wire.Ready():
                         slot.ready, slot.problem, delay = True, None, BACK_OFF[0]
                         await self._work(slot, slot.worker)
@@ -307,6 +318,21 @@ class Dispatcher:
                 self.restarts += 1
                 delay = min(2 * delay, longest)
 
+    async def _loaded(self, worker: WorkerProcess) -> wire.Message | None:
+        """What a worker says when it has loaded its model, or has not. A slow disk may take as long as it likes, as long as it
+        gets on. Raises WorkerError where it does not.
+        """
+        while True:
+            try:
+                message = await asyncio.wait_for(worker.messages.get(), self._load_timeout)
+            except TimeoutError:
+                raise WorkerError(
+                    f"The worker process got no further with loading the model for {self._load_timeout:g} s, and was ended. "
+                    "Look whether its disk and device answer; --load-timeout gives it longer."
+                ) from None
+            if not isinstance(message, wire.Loading):
+                return message
+
     async def _work(self, slot: _Slot, worker: WorkerProcess) -> None:
         """Draws batch after batch, until this stops or the worker is of no more use."""
         usable = True
@@ -316,6 +342,7 @@ class Dispatcher:
                 suits = partial(self._joins, slot)
                 while job := await self.call(self.store.claim, slot.device or "default", suits=suits):
                     slot.held[job.id] = _Held(job)
+                    _note(job)
                     self._feeds.publish(job)
                     if self._batch == 1:
                         break
@@ -413,6 +440,7 @@ class Dispatcher:
                 _log.error("%s", error)
         slot.held.pop(held.job.id, None)
         if ended is not None:
+            _note(ended)
             self._feeds.publish(ended)
             if ended.status in TERMINAL:
                 self.on_end(ended)
@@ -436,3 +464,15 @@ class Dispatcher:
             return
         if held.cancelled or held.lost:
             worker.send(wire.Cancel(*held.key))
+
+
+def _note(job: Job) -> None:
+    """Has the log say what has become of a job: never what it is about."""
+    fields: dict[str, Any] = {"job": job.id, "attempt": job.attempt}
+    if job.request_id is not None:
+        fields["request_id"] = job.request_id
+    if job.error is not None:
+        fields["error"] = job.error[0]
+    if job.started is not None and job.finished is not None:
+        fields["seconds"] = round(job.finished - job.started, 3)
+    _log.info("Job %s is %s.", job.id, job.status, extra=fields)

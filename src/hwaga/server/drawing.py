@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -28,6 +29,7 @@ from hwaga.request import MAX_SEED, ImageRequest
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.folders import without_folders
 from hwaga.server.jobs import Job, Kind
+from hwaga.server.json_log import request_id
 from hwaga.server.strange_pictures import MAX_PICTURE, check_picture
 
 DECODERS = 2
@@ -44,6 +46,8 @@ _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _TOLD = 5  # unknown fields that a refusal may name
 
 Name = Annotated[str, Field(max_length=200)]
+
+_log = logging.getLogger(__name__)
 
 
 class Words(BaseModel):
@@ -101,6 +105,7 @@ class Front:
     Attributes:
         count: tokens of a prompt, with a limit beyond which it raises PromptTooLongError.
         folders: which no client is told of.
+        log_prompts: the log has the words of each job.
         waiting: how many clients wait for each job.
         decoders: threads that wait for processes that decode pictures: so many at a time.
     """
@@ -111,6 +116,7 @@ class Front:
     loras: LoraLibrary
     count: Callable[[str, int], int]
     folders: Sequence[str] = ()
+    log_prompts: bool = False
     waiting: Counter[str] = field(default_factory=Counter)
     decoders: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(DECODERS, "decoders"))
 
@@ -168,7 +174,11 @@ class Front:
             fields |= {name: getattr(request, name) for name in ("strength", "fit", "steps_scale")}
         body = {"request": fields, "number": number, "previews": previews}
         kind: Kind = "text2image" if source is None else "image2image"
-        return await self.dispatcher.submit(kind, body, owner=owner, source=source, key=key), tokens
+        asked = request_id.get()
+        job = await self.dispatcher.submit(kind, body, owner=owner, source=source, key=key, request_id=asked)
+        said = {"job": job.id} | ({"prompt": request.prompt} if self.log_prompts else {})
+        _log.info("Job %s is %s.", job.id, "accepted" if job.request_id == asked else "asked for again", extra=said)
+        return job, tokens
 
     async def job(self, job: str, owner: str) -> Job:
         """A job of that owner's. Those of others are not there: UnknownJobError."""
@@ -178,11 +188,12 @@ class Front:
                 return found
         raise UnknownJobError("There is no job of that id. It may have been removed by its age.")
 
-    async def picture(self, image: str, owner: str) -> bytes:
-        """The PNG of a finished picture of that owner's, or UnknownJobError."""
+    async def picture(self, image: str, owner: str | None = None) -> bytes:
+        """The PNG of a finished picture, of that owner's where one is named, or UnknownJobError."""
         with contextlib.suppress(UnknownJobError):
             job, data = await self.dispatcher.call(self.dispatcher.store.picture, image)
-            await self.job(job, owner)
+            if owner is not None:
+                await self.job(job, owner)
             return data
         raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
 

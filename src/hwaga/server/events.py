@@ -1,13 +1,15 @@
-"""What happens to jobs, as it happens: a short memory of each, and whoever listens."""
+"""What happens to jobs, as it happens: a memory of each, and whoever listens."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Literal
 
 from hwaga.server.jobs import TERMINAL, Job
@@ -15,9 +17,9 @@ from hwaga.server.wire import Progress
 
 EventKind = Literal["queued", "started", "step", "succeeded", "failed", "cancelled"]
 
-_KEPT_EVENTS = 64  # of a job
 _KEPT_FEEDS = 256  # of jobs that have ended
-_KEPT_PREVIEWS = 16  # feeds of jobs that have ended whose previews are kept too, for listeners that lag behind
+_KEPT_EVENTS = 50_000  # of jobs that have ended, in all; of one that goes on, all of them: at most its steps, thrice
+_KEPT_PREVIEWS = 64 * 2**20  # bytes of all previews together; the oldest go first
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,12 @@ class Event:
 
 
 class Feed:
-    """The recent events of a job. ``changed`` is set, and replaced, at each."""
+    """The events of a job, by their ids. ``changed`` is set, and replaced, at each. Of places in the queue, which are many and
+    of no use later, only the last one is kept of those with nothing else between them.
+    """
 
     def __init__(self) -> None:
-        self.events: deque[Event] = deque(maxlen=_KEPT_EVENTS)
+        self.events: list[Event] = []
         self.changed = asyncio.Event()
 
     @property
@@ -58,6 +62,17 @@ class Feed:
         """The job's place in the queue as it was last told."""
         return self.events[-1].position if self.events else None
 
+    def add(self, event: Event) -> None:
+        if event.kind == "queued" and self.events and self.events[-1].kind == "queued":
+            self.events.pop()
+        self.events.append(event)
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def after(self, id: int) -> list[Event]:
+        """The events with ids above that one."""
+        return self.events[bisect_right(self.events, id, key=attrgetter("id")) :]
+
 
 class Feeds:
     """The feeds of the jobs that run, that someone listens for, or that ended lately."""
@@ -65,6 +80,9 @@ class Feeds:
     def __init__(self) -> None:
         self._feeds: dict[str, Feed] = {}
         self._ended: deque[str] = deque()
+        self._ended_events = 0
+        self._previews: deque[tuple[Feed, int, int]] = deque()  # where each is among its feed's events, and its bytes
+        self._preview_bytes = 0
         # From the clock, so that a client's last id is below the first one of the next start.
         self._ids = itertools.count(int(time.time() * 1000))
         self._closed = False
@@ -79,23 +97,34 @@ class Feeds:
             return feed
         kind: EventKind = ("started" if step is None else "step") if job.status == "running" else job.status
         more = () if step is None else (step.picture, step.own_step, step.data)
-        feed.events.append(Event(next(self._ids), kind, job, position, *more))
-        feed.changed.set()
-        feed.changed = asyncio.Event()
+        feed.add(Event(next(self._ids), kind, job, position, *more))
+        if step is not None and step.data:
+            self._forget_previews(feed, len(step.data))
         if job.status in TERMINAL:
-            self._ended.append(job.id)
-            if len(self._ended) > _KEPT_PREVIEWS:
-                old = self._feeds[self._ended[-_KEPT_PREVIEWS - 1]]
-                old.events = deque((replace(event, preview=b"") for event in old.events), _KEPT_EVENTS)
-            if len(self._ended) > _KEPT_FEEDS:
-                del self._feeds[self._ended.popleft()]
+            self._forget_feeds(job.id, feed)
         return feed
+
+    def _forget_previews(self, feed: Feed, size: int) -> None:
+        """Makes room for a feed's newest preview."""
+        self._previews.append((feed, len(feed.events) - 1, size))
+        self._preview_bytes += size
+        while self._preview_bytes > _KEPT_PREVIEWS:
+            old, place, freed = self._previews.popleft()
+            old.events[place] = replace(old.events[place], preview=b"")
+            self._preview_bytes -= freed
+
+    def _forget_feeds(self, job: str, feed: Feed) -> None:
+        """Makes room for the feed of a job that has just ended."""
+        self._ended.append(job)
+        self._ended_events += len(feed.events)
+        while len(self._ended) > _KEPT_FEEDS or (self._ended_events > _KEPT_EVENTS and len(self._ended) > 1):
+            self._ended_events -= len(self._feeds.pop(self._ended.popleft()).events)
 
     async def listen(self, feed: Feed, after: int) -> AsyncIterator[Event]:
         """The events with ids above ``after``, until the job has ended or ``close``."""
         while True:
             changed = feed.changed
-            for event in [event for event in feed.events if event.id > after]:
+            for event in feed.after(after):
                 yield event
                 after = event.id
             if self._closed or feed.ended:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from hwaga.server.keys import KeyStore
+
 Kind = Literal["text2image", "image2image"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
@@ -43,6 +45,7 @@ class Job:
         cancel_requested: whoever holds the job should stop.
         error: name of the error's class and message, of a failed job.
         images: ids of the finished pictures.
+        request_id: of the request that it came with, as the log has it; None where it came by none.
     """
 
     id: str
@@ -58,27 +61,32 @@ class Job:
     cancel_requested: bool
     error: tuple[str, str] | None
     images: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ApiKey:
-    """A key as it can be listed; the secret itself is not kept."""
-
-    id: str
-    name: str
-    created: float
+    request_id: str | None = None
 
 
 class JobStore(Protocol):
-    """What the server asks of a store. Any thread may call it. Every method raises StoreError when the store itself fails."""
+    """What the server asks of a store. Any thread may call it. Every method raises StoreError when the store itself fails.
+
+    Attributes:
+        keys: the API keys, which are kept in the same place.
+    """
+
+    keys: KeyStore
 
     def submit(
-        self, kind: Kind, body: dict[str, Any], *, owner: str = "", source: bytes | None = None, key: str | None = None
+        self,
+        kind: Kind,
+        body: dict[str, Any],
+        *,
+        owner: str = "",
+        source: bytes | None = None,
+        key: str | None = None,
+        request_id: str | None = None,
     ) -> Job:
         """Takes a job in. Once this returns, the job is on the disk.
 
         Args:
-            kind, body, owner: see ``Job``.
+            kind, body, owner, request_id: see ``Job``.
             source: the picture to start from.
             key: an idempotency key of the owner. The same key and request give the same job again.
 
@@ -153,24 +161,6 @@ class JobStore(Protocol):
         for the pictures of ended jobs to fit into ``max_bytes``, though none that ended in the last ten minutes.
         Returns how many.
         """
-
-    def add_key(self, name: str) -> tuple[ApiKey, str]:
-        """Makes an API key. Its secret is returned here and nowhere else."""
-
-    def keys(self) -> list[ApiKey]:
-        """All API keys, oldest first."""
-
-    def asks_for_keys(self) -> bool:
-        """Whether there has ever been an API key, since ``open_to_all`` at the latest: removing the last one opens nothing."""
-
-    def open_to_all(self) -> None:
-        """Asks for no key any more. StoreError while there are keys."""
-
-    def remove_key(self, key: str) -> None:
-        """Ends an API key, by its id; its jobs stay. UnknownJobError."""
-
-    def owner_of(self, secret: str) -> str | None:
-        """Id of the API key that has this secret, if any has."""
 
     def close(self) -> None:
         """Closes the database."""

@@ -6,6 +6,13 @@ import json
 import logging
 import sys
 import time
+from contextvars import ContextVar
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request that is being answered, where one is."""
+
+
+_FIELDS = ("request_id", "method", "path", "status", "ms", "job", "attempt", "seconds", "error", "prompt")
 
 
 class JsonLines(logging.Formatter):
@@ -20,8 +27,9 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        fields = ("request_id", "method", "path", "status", "ms")
-        return json.dumps(line | {name: vars(record)[name] for name in fields if name in vars(record)})
+        answered = request_id.get()
+        line |= {} if answered is None else {"request_id": answered}
+        return json.dumps(line | {name: vars(record)[name] for name in _FIELDS if name in vars(record)})
 
 
 def log_as_json(level: int) -> None:

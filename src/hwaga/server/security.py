@@ -40,6 +40,11 @@ OPEN = ("/health/live", "/health/ready", "/openapi.json")
 QUICK = ("/v1/prompts/compose",)
 """What is no work, though it is sent by POST, and asked for while somebody types."""
 
+PICTURE = re.compile(r"/v1/images/[0-9a-f]{32}")
+"""Paths of finished pictures, which whoever knows one is shown: 128 random bits, told to the owner alone. So an address that
+``response_format=url`` gives works in a browser, which sends no key with a picture, and on the pages of a shop.
+"""
+
 PAGE = re.compile(r"/(ui/.*)?")
 """Paths of the page's files, which hold no secret: the page itself asks for the key. A link on another site may lead to it."""
 
@@ -74,9 +79,11 @@ class Gate:
         headers = Headers(scope=scope)
         limit = MAX_UPLOAD if scope["path"] in self._uploads else MAX_BODY
         try:
-            page = scope["method"] in ("GET", "HEAD") and PAGE.fullmatch(scope["path"]) is not None
-            self._check_origin(headers, followed=page and headers.get("sec-fetch-mode") == "navigate")
-            owner = "" if page or scope["path"] in OPEN else await self._owner(headers)
+            reads = scope["method"] in ("GET", "HEAD")
+            page = reads and PAGE.fullmatch(scope["path"]) is not None
+            picture = reads and PICTURE.fullmatch(scope["path"]) is not None
+            self._check_origin(headers, shown=picture or (page and headers.get("sec-fetch-mode") == "navigate"))
+            owner = "" if page or picture or scope["path"] in OPEN else await self._owner(headers)
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:20]) > limit:
                 raise _too_large(limit)
@@ -113,7 +120,7 @@ class Gate:
 
         await self.app(scope, counted, send)
 
-    def _check_origin(self, headers: Headers, *, followed: bool) -> None:
+    def _check_origin(self, headers: Headers, *, shown: bool) -> None:
         host = headers.get("host", "")
         try:
             name = urlsplit(f"//{host}").hostname
@@ -121,17 +128,17 @@ class Gate:
             name = None
         if name not in self._hosts:
             raise HTTPException(403, f"This server does not answer to the name {name!r}. Start it with --allow-host.")
-        if headers.get("sec-fetch-site") == "cross-site" and not followed:
+        if headers.get("sec-fetch-site") == "cross-site" and not shown:
             raise HTTPException(403, "Pages of other sites may not use this server.")
         if "origin" in headers and headers["origin"].partition("://")[2].lower() != host.lower():
             raise HTTPException(403, "Pages of another origin may not use this server.")
 
     async def _owner(self, headers: Headers) -> str:
         store = self._dispatcher.store
-        if self._access.anonymous and not await self._dispatcher.call(store.asks_for_keys):
+        if self._access.anonymous and not await self._dispatcher.call(store.keys.required):
             return ""
         scheme, _, secret = headers.get("authorization", "").partition(" ")
-        owner = await self._dispatcher.call(store.owner_of, secret.strip()) if scheme.lower() == "bearer" else None
+        owner = await self._dispatcher.call(store.keys.owner_of, secret.strip()) if scheme.lower() == "bearer" else None
         if owner is None:
             message = "Send an API key as 'Authorization: Bearer KEY'. `hwaga keys add NAME` makes one."
             raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})

@@ -12,15 +12,12 @@ other process that starts takes a new one for one of those.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import hmac
 import json
 import os
 import secrets
 import sqlite3
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,28 +26,25 @@ from typing import Any, get_args
 
 from hwaga.errors import (
     IdempotencyConflictError,
-    ImageFileError,
     QueueFullError,
     StaleAttemptError,
-    StoreError,
     StoreFullError,
     UnknownJobError,
 )
 from hwaga.image_file import write
-from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, ApiKey, Job, Kind, Status
+from hwaga.server.database import Database, translated
+from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, Job, Kind, Status
+from hwaga.server.keys import CLOSED_TABLE, KEY_TABLES, KeyStore, SqliteKeys
 
 MIN_AGE = 600.0
 """Seconds that a picture is there for whoever asked for it, however little room there is."""
 
 _RECENT = 20  # finished jobs that the expected wait is measured on
-_BUSY_SECONDS = 10
-_VERSION = 2
-_SINCE_1 = "CREATE TABLE closed (once INTEGER PRIMARY KEY CHECK (once = 1)) STRICT;"  # a row: who has no key is refused
-_UPGRADE = f"""
-{_SINCE_1}
-INSERT INTO closed SELECT 1 FROM api_keys LIMIT 1;
-PRAGMA user_version = {_VERSION};
-"""
+_VERSION = 3
+_UPGRADES = {
+    1: f"{CLOSED_TABLE}INSERT INTO closed SELECT 1 FROM api_keys LIMIT 1;\n",
+    2: "ALTER TABLE jobs ADD COLUMN request_id TEXT;\n",
+}
 _SCHEMA = f"""
 CREATE TABLE jobs (
     number INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of arrival, which a clock that is set back does not change
@@ -61,7 +55,7 @@ CREATE TABLE jobs (
     attempt INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
     worker TEXT, lease_boot TEXT, lease_until REAL,
     step INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0,
-    error_type TEXT, error_message TEXT,
+    error_type TEXT, error_message TEXT, request_id TEXT,
     UNIQUE (owner, idempotency_key)
 ) STRICT;
 CREATE INDEX jobs_by_status ON jobs (status, finished);
@@ -74,11 +68,7 @@ CREATE TABLE pictures (
 ) STRICT;
 CREATE INDEX pictures_by_job ON pictures (job, position);
 CREATE TABLE owners (owner TEXT PRIMARY KEY, served INTEGER NOT NULL) STRICT;
-CREATE TABLE api_keys (id TEXT PRIMARY KEY, name TEXT NOT NULL, sha256 BLOB NOT NULL, created REAL NOT NULL) STRICT;
-{_SINCE_1}
-PRAGMA user_version = {_VERSION};
-"""
-_FULL = "The disk that holds jobs and pictures is full. Free some space; what is there already is unharmed."
+{KEY_TABLES}{CLOSED_TABLE}"""
 
 # First everyone's first job, then everyone's second: owners who were served longest ago (by a count of claims) before others.
 _QUEUE = """
@@ -121,45 +111,21 @@ class SqliteStore:
     ) -> None:
         self._folder, self._queue_limit, self._max_sources = folder, queue_limit, max_sources
         self._clock, self._boot, self._wall = clock, boot or _boot_id(), wall
-        self._lock = threading.Lock()
-        if sqlite3.sqlite_version_info < (3, 37):
-            raise StoreError(
-                f"Serving needs SQLite 3.37; this Python has {sqlite3.sqlite_version}. Use a newer Python."
-            )
-        with _translated():
+        with translated():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are nobody else's business
             roles = [folder / "results", folder / "sources"]
             for path in [role / f"{number:02x}" for role in roles for number in range(256)]:
                 path.mkdir(parents=True, exist_ok=True)
             for path in [*roles, folder, folder.absolute().parent]:  # so that later only files need to reach the disk
                 _sync(path)
-            self._db = sqlite3.connect(
-                folder / "jobs.sqlite3", timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._prepare()
-                self._sweep()
-            except BaseException:
-                self._db.close()
-                raise
-
-    def _prepare(self) -> None:
-        self._db.row_factory = sqlite3.Row
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version > _VERSION:
-            raise StoreError(
-                f"The jobs in '{self._folder}' are of a newer Hwaga (schema {version}; this one knows {_VERSION}). "
-                "Upgrade hwaga, or choose another data folder."
-            )
-        if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
-            raise StoreError(f"'{self._folder}' is on a file system without shared memory. Choose a local disk.")
-        self._db.execute("PRAGMA synchronous = FULL")  # each commit reaches the disk before it returns
-        self._db.execute("PRAGMA foreign_keys = ON")
-        with self._transaction() as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]  # asked again: another process may have been here
-            if version < _VERSION:
-                for statement in (_UPGRADE if version else _SCHEMA).split(";\n"):
-                    db.execute(statement)
+        self._database = Database(folder / "jobs.sqlite3", version=_VERSION, schema=_SCHEMA, upgrades=_UPGRADES)
+        self._db = self._database.connection
+        self.keys: KeyStore = SqliteKeys(self._database, wall)
+        try:
+            self._sweep()
+        except BaseException:
+            self._database.close()
+            raise
 
     def _sweep(self) -> None:
         """Removes files without a row: written by a process that ended before it could record them."""
@@ -170,7 +136,14 @@ class SqliteStore:
                     path.unlink(missing_ok=True)
 
     def submit(
-        self, kind: Kind, body: dict[str, Any], *, owner: str = "", source: bytes | None = None, key: str | None = None
+        self,
+        kind: Kind,
+        body: dict[str, Any],
+        *,
+        owner: str = "",
+        source: bytes | None = None,
+        key: str | None = None,
+        request_id: str | None = None,
     ) -> Job:
         text = json.dumps(body, sort_keys=True, allow_nan=False)
         picture = hashlib.sha256(source).hexdigest() if source is not None else ""
@@ -187,15 +160,16 @@ class SqliteStore:
             now = self._wall()
             job = f"{int(now * 1000):012x}{secrets.token_hex(16)}"
             db.execute(
-                "INSERT INTO jobs (id, kind, owner, body, idempotency_key, fingerprint, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (job, kind, owner, text, key, fingerprint, now),
+                "INSERT INTO jobs (id, kind, owner, body, idempotency_key, fingerprint, created, request_id) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (job, kind, owner, text, key, fingerprint, now, request_id),
             )
             if source is not None:
                 self._keep(job, "sources", [source])
             return self._job(job)
 
     def check_room(self, owner: str, size: int = 0, *, key: str | None = None) -> None:
-        with self._reading() as db:
+        with self._database.reading() as db:
             known = "SELECT 1 FROM jobs WHERE owner = ? AND idempotency_key = ?"
             if db.execute(known, (owner, key)).fetchone() is None:
                 self._check_room(owner, size)
@@ -218,11 +192,11 @@ class SqliteStore:
                 )
 
     def get(self, job: str) -> Job:
-        with self._reading():
+        with self._database.reading():
             return self._job(job)
 
     def jobs(self, *, owner: str | None = None, before: tuple[float, str] | None = None, limit: int = 50) -> list[Job]:
-        with self._reading() as db:
+        with self._database.reading() as db:
             rows = db.execute(
                 "SELECT id FROM jobs WHERE (?1 IS NULL OR owner = ?1) AND (?2 IS NULL OR (created, id) < (?2, ?3)) "
                 "ORDER BY created DESC, id DESC LIMIT ?4",
@@ -231,16 +205,16 @@ class SqliteStore:
             return [self._job(row["id"]) for row in rows]
 
     def queue(self) -> list[str]:
-        with self._reading() as db:
+        with self._database.reading() as db:
             return [row["id"] for row in db.execute(_QUEUE)]
 
     def counts(self) -> dict[Status, int]:
-        with self._reading() as db:
+        with self._database.reading() as db:
             found = dict(db.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall())
         return {status: found.get(status, 0) for status in get_args(Status)}
 
     def expected_wait(self, workers: int) -> float | None:
-        with self._reading() as db:
+        with self._database.reading() as db:
             rows = db.execute(
                 "SELECT max(finished - started, 0) FROM jobs WHERE status = 'succeeded' ORDER BY finished DESC LIMIT ?",
                 (_RECENT,),
@@ -296,7 +270,7 @@ class SqliteStore:
 
     def reap(self) -> list[Job]:
         over = "SELECT id, attempt FROM jobs WHERE status = 'running' AND (lease_boot != ? OR lease_until <= ?)"
-        with self._reading() as db:  # nearly always there is nothing, and nothing needs to be written
+        with self._database.reading() as db:  # nearly always there is nothing, and nothing needs to be written
             if db.execute(over, (self._boot, self._clock())).fetchone() is None:
                 return []
         with self._transaction() as db:
@@ -304,12 +278,12 @@ class SqliteStore:
             return [self._release(row["id"], row["attempt"], "its server stopped") for row in rows]
 
     def source(self, job: str) -> bytes | None:
-        with self._reading() as db:
+        with self._database.reading() as db:
             row = db.execute("SELECT id FROM pictures WHERE job = ? AND role = 'sources'", (job,)).fetchone()
             return None if row is None else self._path("sources", row["id"]).read_bytes()
 
     def picture(self, image: str) -> tuple[str, bytes]:
-        with self._reading() as db:
+        with self._database.reading() as db:
             row = db.execute("SELECT id, job FROM pictures WHERE id = ? AND role = 'results'", (image,)).fetchone()
             if row is None:
                 raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
@@ -350,67 +324,21 @@ class SqliteStore:
         _unlink(files)
         return removed
 
-    def add_key(self, name: str) -> tuple[ApiKey, str]:
-        key = ApiKey(secrets.token_hex(6), name, self._wall())
-        secret = f"hwaga_{key.id}_{secrets.token_urlsafe(32)}"
-        with self._transaction() as db:
-            db.execute("INSERT INTO api_keys VALUES (?, ?, ?, ?)", (key.id, name, _digest(secret), key.created))
-            db.execute("INSERT OR IGNORE INTO closed VALUES (1)")
-        return key, secret
-
-    def keys(self) -> list[ApiKey]:
-        with self._reading() as db:
-            return [ApiKey(*row) for row in db.execute("SELECT id, name, created FROM api_keys ORDER BY created, id")]
-
-    def asks_for_keys(self) -> bool:
-        with self._reading() as db:
-            return db.execute("SELECT 1 FROM closed").fetchone() is not None
-
-    def open_to_all(self) -> None:
-        with self._transaction() as db:
-            if db.execute("SELECT 1 FROM api_keys").fetchone() is not None:
-                raise StoreError("There are API keys. Remove them first: `hwaga keys list` shows their ids.")
-            db.execute("DELETE FROM closed")
-
-    def remove_key(self, key: str) -> None:
-        with self._transaction() as db:
-            if not db.execute("DELETE FROM api_keys WHERE id = ?", (key,)).rowcount:
-                raise UnknownJobError(f"There is no API key {key!r}. List the keys to see their ids.")
-
-    def owner_of(self, secret: str) -> str | None:
-        key = secret[len("hwaga_") :].partition("_")[0] if secret.isascii() else ""
-        with self._reading() as db:
-            row = db.execute("SELECT sha256 FROM api_keys WHERE id = ?", (key,)).fetchone()
-        # A secret is 256 random bits, so that a plain digest of it gives nothing to guess at.
-        return key if row is not None and hmac.compare_digest(row["sha256"], _digest(secret)) else None
-
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _translated():
-            yield self._db
+        self._database.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and on the disk at its end. Takes the right to write at once, since asking for it later may fail."""
-        with self._reading() as db:
+        """As the database's; pictures that were written in it go where it fails."""
+        with self._database.transaction() as db:
             self._written: list[Path] = []
-            db.execute("BEGIN IMMEDIATE")
             try:
-                try:
-                    yield db
-                except BaseException:
-                    for path in self._written:
-                        path.unlink(missing_ok=True)
-                    raise
-                # When this fails, the disk may hold the transaction all the same: its files stay, and the next start decides.
-                db.execute("COMMIT")
-            finally:
-                if db.in_transaction:
-                    db.execute("ROLLBACK")
+                yield db
+            except BaseException:
+                for path in self._written:
+                    path.unlink(missing_ok=True)
+                raise
+            # When its end fails, the disk may hold it all the same: the files stay, and the next start decides.
 
     def _job(self, job: str) -> Job:
         row = self._db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
@@ -433,6 +361,7 @@ class SqliteStore:
             cancel_requested=bool(row["cancel_requested"]),
             error=None if row["error_type"] is None else (row["error_type"], row["error_message"]),
             images=tuple(image["id"] for image in images),
+            request_id=row["request_id"],
         )
 
     def _update(self, job: str, attempt: int, changes: str, *values: object) -> Job:
@@ -471,25 +400,6 @@ class SqliteStore:
         return self._folder / role / picture[:2] / (f"{picture}.png" if role == "results" else picture)
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """What SQLite and the disk say, as errors of ours; a fault in this module stays what it is."""
-    try:
-        yield
-    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
-        raise
-    except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE"):
-            raise StoreFullError(_FULL) from error
-        raise StoreError(f"The database of jobs failed: {error}. See to its disk, or choose another folder.") from error
-    except ImageFileError as error:
-        if isinstance(error.__cause__, OSError) and error.__cause__.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFullError(_FULL) from error
-        raise StoreError(str(error)) from error
-    except OSError as error:
-        raise StoreError(f"'{error.filename}' cannot be used: {error.strerror}. Choose another folder.") from error
-
-
 def _boot_id() -> str:
     # The monotonic clock begins anew with each start of the machine. Where the system does not tell its starts apart, each
     # process is its own: the leases of another one then count as over, and the numbers of attempts keep the two apart.
@@ -503,10 +413,6 @@ def _unlink(files: list[Path]) -> None:
     for path in files:
         with contextlib.suppress(OSError):  # what stays has no row now, and goes at the next start
             path.unlink()
-
-
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode("ascii")).digest()
 
 
 def _sync(folder: Path) -> None:

@@ -40,6 +40,11 @@ class Open:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """From the worker, now and then until it is ready: it gets on."""
+
+
+@dataclass(frozen=True)
 class Ready:
     """From the worker: the model is loaded."""
 
@@ -134,7 +139,7 @@ class DeviceMemory:
 Report = Progress | Picture | Finished | Failed | Stopped
 """What a worker says about a job."""
 
-Message = Open | Ready | Draw | Cancel | Plan | DeviceMemory | Report
+Message = Open | Loading | Ready | Draw | Cancel | Plan | DeviceMemory | Report
 
 _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
     from hwaga.engine import Engine
     from hwaga.memory.plan import Plan
+
+TELL = 1.0
+"""Least seconds between two messages of how far loading is."""
 
 IDLE = 10.0
 """Seconds after which a worker that has nothing to do tells of its memory again."""
@@ -85,6 +89,7 @@ class Worker:
         self._messages: queue.SimpleQueue[wire.Open | wire.Draw] = queue.SimpleQueue()
         self._cancelled: set[tuple[str, int]] = set()
         self._peak = 0
+        self._tell_at = 0.0
         self._folders: Sequence[str] = ()
         self._told: Plan | None = None
 
@@ -103,9 +108,11 @@ class Worker:
                 precision=asked.precision,
                 vram=asked.vram,
                 ram=asked.ram,
+                progress=self._tell_of_loading,
             )
             if asked.warm_up:  # the first picture chooses and loads kernels, which its asker would wait for
-                engine.generate(ImageRequest("a warm-up", steps=1, seed=0))
+                for _ in engine.stream(ImageRequest("a warm-up", steps=1, seed=0)):
+                    self._tell_of_loading()
         except HwagaError as error:
             self._send(wire.Failed(type(error).__name__, str(error)))
             return
@@ -116,6 +123,12 @@ class Worker:
                 self._report_plan(engine)
                 self._report_memory(engine)
                 self._draw(engine, self._batch(engine), asked.batch)
+
+    def _tell_of_loading(self, *_: object) -> None:
+        now = time.monotonic()
+        if now >= self._tell_at:
+            self._tell_at = now + TELL
+            self._send(wire.Loading())
 
     def _listen(self, stream: BinaryIO) -> None:
         try:

@@ -1,29 +1,23 @@
-"""What a LoRA adds to a network's linear layers while it runs. The layers' own weights are never touched.
+"""What a LoRA adds to a network's layers while it runs. The layers' own weights are never touched.
 
-A network takes a ``LinearCall`` and sends every product with weights through it. ``plain`` is the product alone; ``adapted``
-gives one that adds, to the rows of each picture of a batch, what that picture's LoRAs say.
+A network takes a ``LinearCall`` and sends every product with weights through it. ``plain`` is the products alone; ``adapted``
+gives one that adds, to the rows of each picture of a batch, what that picture's LoRAs say. A network that takes none is
+borrowed from elsewhere; ``LayerAdapter.add_after`` is for hooks on its layers.
+
+A convolution's weight is taken as the matrix ``[out, in * height * width]``, so that deltas of both kinds of layers are alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class LinearCall(Protocol):
-    """Applies a linear layer to ``[tokens, in]``."""
-
-    def __call__(self, linear: nn.Linear, x: Tensor, /) -> Tensor: ...
-
-
-def plain(linear: nn.Linear, x: Tensor, /) -> Tensor:
-    """The layer alone."""
-    return cast(Tensor, linear(x))
+from hwaga.kernels.coded import Coded, Form, Rows
 
 
 @dataclass(frozen=True)
@@ -46,6 +40,9 @@ class LowRank:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(F.linear(x, self.down), self.up)
+
+    def convolved(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        return F.conv2d(_convolve(x, self.down, conv), self.up[:, :, None, None])
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,11 @@ class Kronecker:
         inner = F.linear(x.unflatten(-1, (self.left.shape[1], self.right.shape[1])), self.right)
         return (self.left @ inner).flatten(-2)
 
+    def convolved(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        # The channels are groups of some; each group goes through the same small convolution, and then groups are mixed.
+        inner = _convolve(x.unflatten(1, (self.left.shape[1], -1)).flatten(0, 1), self.right, conv)
+        return torch.einsum("og,bg...->bo...", self.left, inner.unflatten(0, (len(x), -1))).flatten(1, 2)
+
 
 @dataclass(frozen=True)
 class Full:
@@ -90,17 +92,27 @@ class Full:
     def __call__(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
 
+    def convolved(self, x: Tensor, conv: nn.Conv2d) -> Tensor:
+        return _convolve(x, self.weight, conv)
+
+
+def _convolve(x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+    """As ``conv`` goes over its input, with another weight: a matrix ``[out, in * height * width]``."""
+    kernel = weight.view(len(weight), -1, *conv.kernel_size)
+    return F.conv2d(x, kernel, None, conv.stride, conv.padding, conv.dilation)
+
 
 Delta = LowRank | Kronecker | Full
-"""What is added to a weight, or to some rows of it. Called with ``[tokens, in]``, each gives ``[tokens, out]``."""
+"""What is added to a weight, or to some rows of it. Called with ``[tokens, in]``, each gives ``[tokens, out]``; ``convolved``
+takes ``[batch, in, H, W]`` through it as through a convolution's weight."""
 
 MOST_JOINED = 256
 """Ranks of a delta above which zeros for the rows of its neighbours would take more memory than the delta."""
 
 
 @dataclass(frozen=True)
-class LinearAdapter:
-    """All that is added to one linear layer.
+class LayerAdapter:
+    """All that is added to one layer.
 
     Attributes:
         joined: the low-rank deltas as one, of all their ranks together: an ``up`` holds zeros outside of the rows that it
@@ -112,7 +124,7 @@ class LinearAdapter:
     others: tuple[tuple[slice, Delta], ...]
 
     @classmethod
-    def of(cls, deltas: Iterable[tuple[slice, Delta]], rows: int) -> LinearAdapter:
+    def of(cls, deltas: Iterable[tuple[slice, Delta]], rows: int) -> LayerAdapter:
         """One adapter of deltas, each with the output rows that it stands for.
 
         Args:
@@ -129,7 +141,7 @@ class LinearAdapter:
         return cls(_joined(low_rank), tuple(others))
 
     @classmethod
-    def combined(cls, parts: Sequence[tuple[LinearAdapter, float]]) -> LinearAdapter:
+    def combined(cls, parts: Sequence[tuple[LayerAdapter, float]]) -> LayerAdapter:
         """Several adapters of one layer, each with a weight."""
         low_rank = [part.joined.scaled(weight) for part, weight in parts if part.joined]
         others = tuple((place, delta.scaled(weight)) for part, weight in parts for place, delta in part.others)
@@ -143,6 +155,27 @@ class LinearAdapter:
             torch.mm(F.linear(x, self.joined.down), self.joined.up.t(), out=out)
         for place, delta in self.others:
             out[:, place] += delta(x)
+
+    def add(self, out: Tensor, x: Tensor) -> None:
+        """Adds it to ``out`` instead."""
+        if self.joined is not None:
+            out.addmm_(F.linear(x, self.joined.down), self.joined.up.t())
+        for place, delta in self.others:
+            out[:, place] += delta(x)
+
+    def add_after(self, layer: nn.Module, x: Tensor, out: Tensor) -> None:
+        """Adds what belongs to ``x`` to what a layer has made of it, of any shape.
+
+        Args:
+            out: ``[batch, ..., out]``, or ``[batch, out, H, W]`` of a convolution.
+        """
+        if self.joined is not None:
+            out += self.joined.convolved(x, layer) if isinstance(layer, nn.Conv2d) else self.joined(x)
+        for place, delta in self.others:
+            if isinstance(layer, nn.Conv2d):
+                out[:, place] += delta.convolved(x, layer)
+            else:
+                out[..., place] += delta(x)
 
     def tensors(self) -> list[Tensor]:
         """Every tensor that is held."""
@@ -160,54 +193,84 @@ def _joined(low_rank: Sequence[LowRank]) -> LowRank | None:
 class Adapters:
     """What a set of LoRAs adds to a model, layer by layer."""
 
-    by_linear: Mapping[nn.Linear, LinearAdapter]
+    by_layer: Mapping[nn.Module, LayerAdapter]
 
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        return sum(tensor.nbytes for adapter in self.by_linear.values() for tensor in adapter.tensors())
+        return sum(tensor.nbytes for adapter in self.by_layer.values() for tensor in adapter.tensors())
 
     @classmethod
     def combined(cls, parts: Sequence[tuple[Adapters, float]]) -> Adapters:
         """Several sets as one, each with a weight."""
-        by_linear: dict[nn.Linear, list[tuple[LinearAdapter, float]]] = {}
+        by_layer: dict[nn.Module, list[tuple[LayerAdapter, float]]] = {}
         for adapters, weight in parts:
-            for linear, adapter in adapters.by_linear.items():
-                by_linear.setdefault(linear, []).append((adapter, weight))
-        return cls({linear: LinearAdapter.combined(found) for linear, found in by_linear.items()})
+            for layer, adapter in adapters.by_layer.items():
+                by_layer.setdefault(layer, []).append((adapter, weight))
+        return cls({layer: LayerAdapter.combined(found) for layer, found in by_layer.items()})
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """Applies linear layers to a pack of runs.
+
+    Attributes:
+        runs: first row, row after the last, and adapters of each run that has any; none for the layers alone.
+    """
+
+    runs: tuple[tuple[int, int, Adapters], ...] = ()
+
+    def form(self, linear: nn.Linear) -> Form:
+        """What a layer wants its rows in: coded if it multiplies codes, and plain as well for a LoRA beside it."""
+        if not getattr(linear, "takes_codes", False):
+            return Form.PLAIN
+        beside = any(linear in own.by_layer for _, _, own in self.runs)
+        return Form.BOTH if beside else Form.CODES
+
+    def __call__(self, linear: nn.Linear, x: Rows) -> Tensor:
+        """``[tokens, in]`` to ``[tokens, out]``."""
+        if not self.runs:
+            return cast(Tensor, linear(x))
+        found = [(first, last, own.by_layer[linear]) for first, last, own in self.runs if linear in own.by_layer]
+        if not found:
+            return cast(Tensor, linear(x))
+        if isinstance(x, Coded):
+            assert x.plain is not None, "rows for a layer with LoRAs are asked for by form()"
+            out = cast(Tensor, linear(x))
+            for first, last, adapter in found:
+                adapter.add(out[first:last], x.plain[first:last])
+            return out
+        # What is added comes first, and the product with the weights is accumulated onto it: the sum then costs the product's
+        # own epilogue one read, where adding to its result would read and write all of that.
+        out = x.new_empty(x.shape[0], linear.out_features)
+        end = 0
+        for first, last, adapter in found:
+            out[end:first].zero_()
+            adapter.write(out[first:last], x[first:last])
+            end = last
+        out[end:].zero_()
+        out.addmm_(x, linear.weight.t())
+        return out if linear.bias is None else out.add_(linear.bias)
+
+
+plain = LinearCall()
+"""The layers alone."""
 
 
 def adapted(sets: Sequence[Adapters | None], lengths: Sequence[int]) -> LinearCall:
-    """A ``LinearCall`` for a pack of runs, each with LoRAs of its own or none.
+    """A call for a pack of runs, each with LoRAs of its own or none.
 
     Args:
         sets: for each run of the pack, its adapters. Neighbours that share the same object are computed together.
         lengths: tokens of each run; what is passed to the call has as many rows as their sum.
     """
-    runs: list[tuple[int, int, Adapters | None]] = []
+    runs: list[tuple[int, int, Adapters]] = []
     start = 0
     for adapters, length in zip(sets, lengths, strict=True):
-        if runs and runs[-1][2] is adapters:
-            runs[-1] = runs[-1][0], start + length, adapters
-        else:
-            runs.append((start, start + length, adapters))
-        start += length
-    if all(adapters is None for _, _, adapters in runs):
-        return plain
-
-    def call(linear: nn.Linear, x: Tensor, /) -> Tensor:
-        found = [(first, last, own.by_linear.get(linear) if own else None) for first, last, own in runs]
-        if all(adapter is None for _, _, adapter in found):
-            return plain(linear, x)
-        # What is added comes first, and the product with the weights is accumulated onto it: the sum then costs the product's
-        # own epilogue one read, where adding to its result would read and write all of that.
-        out = x.new_empty(x.shape[0], linear.out_features)
-        for first, last, adapter in found:
-            if adapter is None:
-                out[first:last].zero_()
+        if adapters is not None:
+            if runs and runs[-1][1:] == (start, adapters):
+                runs[-1] = runs[-1][0], start + length, adapters
             else:
-                adapter.write(out[first:last], x[first:last])
-        out.addmm_(x, linear.weight.t())
-        return out if linear.bias is None else out.add_(linear.bias)
-
-    return call
+                runs.append((start, start + length, adapters))
+        start += length
+    return LinearCall(tuple(runs)) if runs else plain

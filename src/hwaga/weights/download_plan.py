@@ -146,13 +146,18 @@ def make_plan(
         left_out=tuple(path for path in included if not path.endswith(SUFFIXES)),
         licenses=(
             (card.name, source.repo, card.license),
+            *(
+                (f"{card.name}, {each.into or 'parts'}", each.repo, each.license)
+                for each in source.also
+                if each.license
+            ),
             *((name, style.source.repo, style.source.license) for name, style in card.styles.items() if style.source),
         ),
     )
 
 
 def _listed(source: Download, listing: Listing, model: str) -> tuple[str, dict[str, RemoteFile]]:
-    """A repository's commit, and its files by path that the card names."""
+    """A repository's commit, and its files that the card names, by the paths that they go to."""
     commit, listed = listing(source.repo, source.revision)
     for file in listed:
         _check_path(file.path)
@@ -161,20 +166,21 @@ def _listed(source: Download, listing: Listing, model: str) -> tuple[str, dict[s
     if absent or not any(path.endswith(SUFFIXES) for path in included):
         what = f"no {absent[0]}, which the card of {model} pins" if absent else f"no file of {model}"
         raise DownloadError(f"{source.repo} at {commit} has {what}. Choose another revision.")
-    return commit, included
+    placed = (replace(file, path=source.place(path), source=path) for path, file in included.items())
+    return commit, {file.path: file for file in placed} if source.into else included
 
 
 def _lora(style: Style, listing: Listing) -> RemoteFile:
-    """The LoRA of a style, from a repository of its own to its place below the model's folder."""
+    """The LoRA or checkpoint of a style, from a repository of its own to its place below the model's folder."""
     source = style.source
     assert source is not None
-    assert style.lora is not None
+    assert style.file is not None
     commit, listed = listing(source.repo, source.revision)
     for file in listed:
         if file.path == source.file:
             pins = {source.file: source.sha256} if source.sha256 else {}
             pinned = _pinned(file, Download(source.repo, source.revision, (), {}, pins))
-            return replace(pinned, path=style.lora, source=source.file)
+            return replace(pinned, path=style.file, source=source.file)
     raise DownloadError(f"{source.repo} at {commit} has no {source.file}, which a style of the card names.")
 
 

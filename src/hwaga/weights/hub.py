@@ -195,7 +195,11 @@ class Hub:
         """Ends all streams, also those that wait for bytes in another thread."""
         with self._lock:
             for response in self._open:
-                with suppress(OSError, ValueError), socket.socket(fileno=os.dup(response.fileno())) as connection:
+                # One that is closed meanwhile, or has been read to its end, has no connection any more.
+                with (
+                    suppress(OSError, ValueError, AttributeError),
+                    socket.socket(fileno=os.dup(response.fileno())) as connection,
+                ):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def _get(self, url: str, headers: Mapping[str, str], repo: str) -> tuple[http.client.HTTPResponse, str]:

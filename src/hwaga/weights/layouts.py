@@ -7,7 +7,7 @@ along the first axis (q, k and v into one product).
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 
@@ -17,17 +17,24 @@ class Layout:
 
     Attributes:
         strip: prefixes of which one at most is taken off the name first.
+        beginnings: (theirs, ours) beginnings of names, of which one at most is replaced next; in reverse, they lead back.
         renames: (theirs, ours) parts of names, replaced in order wherever they occur; in reverse order, they lead back.
         stacks: our part of a name → their parts, in the order of stacking. Applied after the renames.
         unused: patterns of names, after the strip, that the network has no use for, present or not.
         pointwise: patterns of our names of linear layers' weights that the file keeps as 1×1 convolutions.
+        splits: their part of a name → our parts, of which the tensor holds equally many rows each, one behind the other.
+            Applied before everything else.
+        transposed: names in the file, after the strip, of matrices that are ours with rows and columns exchanged.
     """
 
     strip: tuple[str, ...] = ()
+    beginnings: tuple[tuple[str, str], ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     stacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     pointwise: tuple[str, ...] = ()
+    splits: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    transposed: tuple[str, ...] = ()
 
     def below(self, prefix: str) -> Layout:
         """The same names with a prefix before each."""
@@ -39,12 +46,13 @@ class Layout:
 
     def target(self, name: str) -> tuple[str, int] | None:
         """Our name and the place in its stack for a name in a file, or None where it is unused."""
-        for prefix in self.strip:
-            if name.startswith(prefix):
-                name = name.removeprefix(prefix)
-                break
+        name = self._stripped(name)
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.unused):
             return None
+        for theirs, ours in self.beginnings:
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
+                break
         for theirs, ours in self.renames:
             name = name.replace(theirs, ours)
         for ours, pieces in self.stacks.items():
@@ -63,8 +71,32 @@ class Layout:
         for piece in pieces:
             for theirs, ours in reversed(self.renames):
                 piece = piece.replace(ours, theirs)
+            for theirs, ours in self.beginnings:
+                if piece.startswith(ours):
+                    piece = theirs + piece.removeprefix(ours)
+                    break
+            for whole, parts in self.splits.items():
+                for part in parts:
+                    piece = piece.replace(part, whole)
             names.append(piece)
         return tuple(names)
+
+    def pieces(self, name: str) -> tuple[str, ...]:
+        """The names that a tensor of a file would have if each of the parts that it holds were one; most hold one."""
+        for whole, parts in self.splits.items():
+            if whole in name:
+                return tuple(name.replace(whole, part) for part in parts)
+        return (name,)
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a matrix in a file has its rows and columns exchanged."""
+        return self._stripped(name) in self.transposed
+
+    def _stripped(self, name: str) -> str:
+        for prefix in self.strip:
+            if name.startswith(prefix):
+                return name.removeprefix(prefix)
+        return name
 
 
 _Z_IMAGE_SHARED = (
@@ -181,4 +213,110 @@ def ldm_autoencoder(blocks: int) -> Layout:
             (".norm_out.", ".conv_norm_out."),
         ),
         pointwise=(f"*.{attention}to_*.weight",),
+    )
+
+
+_RESNET = (
+    ("in_layers.0.", "norm1."),
+    ("in_layers.2.", "conv1."),
+    ("emb_layers.1.", "time_emb_proj."),
+    ("out_layers.0.", "norm2."),
+    ("out_layers.3.", "conv2."),
+    ("skip_connection.", "conv_shortcut."),
+)
+"""Parts of a residual block: latent diffusion's names and diffusers'."""
+
+
+def ldm_unet(attentions: Sequence[bool], resnets: int = 2) -> Layout:
+    """diffusers' ``UNet2DConditionModel`` as latent diffusion, SDXL's authors, kohya and ComfyUI name it.
+
+    There all blocks on the way down are counted through, and so are those on the way up.
+
+    Args:
+        attentions: whether the blocks of each resolution have attention, from the pixels on.
+        resnets: residual blocks of a resolution on the way down. On the way up it has one more.
+    """
+    residual: list[tuple[str, str]] = [
+        ("middle_block.0.", "mid_block.resnets.0."),
+        ("middle_block.2.", "mid_block.resnets.1."),
+    ]
+    others = [
+        ("time_embed.0.", "time_embedding.linear_1."),
+        ("time_embed.2.", "time_embedding.linear_2."),
+        ("label_emb.0.0.", "add_embedding.linear_1."),
+        ("label_emb.0.2.", "add_embedding.linear_2."),
+        ("input_blocks.0.0.", "conv_in."),
+        ("middle_block.1.", "mid_block.attentions.0."),
+        ("out.0.", "conv_norm_out."),
+        ("out.2.", "conv_out."),
+    ]
+    count, last = 1, len(attentions) - 1
+    for block, attention in enumerate(attentions):
+        for each in range(resnets):
+            residual.append((f"input_blocks.{count}.0.", f"down_blocks.{block}.resnets.{each}."))
+            if attention:
+                others.append((f"input_blocks.{count}.1.", f"down_blocks.{block}.attentions.{each}."))
+            count += 1
+        if block < last:
+            others.append((f"input_blocks.{count}.0.op.", f"down_blocks.{block}.downsamplers.0.conv."))
+            count += 1
+    count = 0
+    for block, attention in enumerate(reversed(attentions)):
+        for each in range(resnets + 1):
+            residual.append((f"output_blocks.{count}.0.", f"up_blocks.{block}.resnets.{each}."))
+            if block < last and each == resnets:
+                others.append((f"output_blocks.{count}.{1 + attention}.conv.", f"up_blocks.{block}.upsamplers.0.conv."))
+            if attention:
+                others.append((f"output_blocks.{count}.1.", f"up_blocks.{block}.attentions.{each}."))
+            count += 1
+    parts = [(theirs + inner, ours + own) for theirs, ours in residual for inner, own in _RESNET]
+    return Layout(beginnings=(*others, *parts))
+
+
+def clip_encoder(prefix: str = "text_model.") -> Layout:
+    """transformers' CLIP text encoder as checkpoints of all its versions name it.
+
+    Args:
+        prefix: before our names, but for the projection's.
+    """
+    return Layout(
+        beginnings=(
+            ("text_projection.", "text_projection."),
+            *((f"text_model.{part}.", f"{prefix}{part}.") for part in _CLIP_PARTS),
+            *((f"{part}.", f"{prefix}{part}.") for part in _CLIP_PARTS),
+        ),
+        unused=("*embeddings.position_ids",),
+    )
+
+
+_CLIP_PARTS = ("embeddings", "encoder", "final_layer_norm")
+
+
+def open_clip_encoder(prefix: str = "text_model.") -> Layout:
+    """The same as OpenCLIP names it, with q, k and v in one tensor and the projection to be multiplied from the right.
+
+    Args:
+        prefix: before our names, but for the projection's.
+    """
+    return Layout(
+        beginnings=(
+            ("transformer.resblocks.", f"{prefix}encoder.layers."),
+            ("token_embedding.", f"{prefix}embeddings.token_embedding."),
+            ("positional_embedding", f"{prefix}embeddings.position_embedding.weight"),
+            ("ln_final.", f"{prefix}final_layer_norm."),
+            ("text_projection.weight", "text_projection.weight"),
+            ("text_projection", "text_projection.weight"),
+        ),
+        renames=(
+            (".attn.", ".self_attn."),
+            (".ln_1.", ".layer_norm1."),
+            (".ln_2.", ".layer_norm2."),
+            (".mlp.c_fc.", ".mlp.fc1."),
+            (".mlp.c_proj.", ".mlp.fc2."),
+        ),
+        splits={
+            f".attn.in_proj_{kind}": tuple(f".attn.{each}_proj.{kind}" for each in "qkv") for kind in ("weight", "bias")
+        },
+        transposed=("text_projection",),
+        unused=("logit_scale", "attn_mask", "*embeddings.position_ids"),
     )

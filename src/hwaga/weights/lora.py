@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from hwaga.errors import LoraError
-from hwaga.weights.adapters import Adapters, Delta, Full, Kronecker, LinearAdapter, LowRank
+from hwaga.weights.adapters import Adapters, Delta, Full, Kronecker, LayerAdapter, LowRank
 from hwaga.weights.checkpoint import listed
 from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import Layout
@@ -27,36 +27,47 @@ from hwaga.weights.recent import RecentlyUsed
 
 PREFIXES = (
     "base_model_model_", "model_diffusion_model_", "diffusion_model_", "transformer_", "text_encoders_qwen3_4b_",
-    "text_encoder_", "lora_unet_", "lora_transformer_", "lora_te1_", "lora_te_", "lycoris_", "model_", "_",
+    "text_encoder_", "lora_unet_", "unet_", "lora_transformer_", "lora_te1_", "lora_te_", "lycoris_", "model_", "_",
 )  # fmt: skip
 """What may stand before a layer's name, any of them and several, with dots as underscores."""
 
 
 @dataclass(frozen=True)
 class LoraTarget:
-    """A place for a LoRA: a linear layer of ours, or some rows of it.
+    """A place for a LoRA: a linear layer or a convolution of ours, or some rows of it.
 
     Attributes:
-        linear: the layer; None for one of the reference that is not built here, as nothing listens to it.
+        layer: None for one of the reference that is not built here, as nothing listens to it.
         name: what it is called in our network; for messages.
         rows: the output rows that the file's layer stands for.
         layout: place of the layout that the name is from.
     """
 
-    linear: nn.Linear | None
+    layer: nn.Linear | nn.Conv2d | None
     name: str
     rows: slice
     layout: int
 
     @property
     def shape(self) -> tuple[int, int] | None:
-        return None if self.linear is None else (self.rows.stop - self.rows.start, self.linear.in_features)
+        """Of the delta; see ``LoraLayer.shape``."""
+        if self.layer is None:
+            return None
+        rows = self.rows.stop - self.rows.start
+        if isinstance(self.layer, nn.Conv2d):
+            return rows, self.layer.in_channels * math.prod(self.layer.kernel_size)
+        return rows, self.layer.in_features
+
+    def takes(self, group: LoraLayer) -> bool:
+        """Whether a layer of a file is of this layer's shape."""
+        kernel = self.layer.kernel_size if isinstance(self.layer, nn.Conv2d) else (1, 1)
+        return self.layer is None or (group.shape == self.shape and group.kernel in ((), kernel))
 
 
 def lora_targets(
     networks: Iterable[tuple[nn.Module, Sequence[Layout]]], unused: Mapping[str, str] | None = None
 ) -> dict[str, LoraTarget]:
-    """Every linear layer of some networks, by each name that a layout gives it, with underscores for dots.
+    """Every linear layer and convolution of some networks, by each name that a layout gives it, with underscores for dots.
 
     Args:
         networks: each with its layouts, the one whose names count first at the front.
@@ -64,16 +75,20 @@ def lora_targets(
     """
     targets: dict[str, LoraTarget] = {}
     for network, layouts in networks:
-        linears = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        layers = [
+            (name, module)
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+        ]
         for place, layout in enumerate(layouts):
-            for name, linear in linears:
+            for name, layer in layers:
                 spellings = layout.sources(f"{name}.weight")
-                outs: Sequence[int] = [linear.out_features]
-                if isinstance(linear, FusedLinear) and len(spellings) == len(linear.outs):
-                    outs = linear.outs
+                outs: Sequence[int] = [_rows(layer)]
+                if isinstance(layer, FusedLinear) and len(spellings) == len(layer.outs):
+                    outs = layer.outs
                 start = 0
                 for spelling, size in zip(spellings, outs, strict=True):
-                    target = LoraTarget(linear, name, slice(start, start + size), place)
+                    target = LoraTarget(layer, name, slice(start, start + size), place)
                     known = _underscored(spelling.removesuffix(".weight"))
                     targets.setdefault(known, target)
                     if known.endswith("_to_out_0"):  # some trainers leave out the list that diffusers keeps it in
@@ -82,8 +97,12 @@ def lora_targets(
     for missing, like in (unused or {}).items():
         for name in [name for name in targets if name.startswith(like)]:
             absent = missing + name.removeprefix(like)
-            targets.setdefault(absent, replace(targets[name], linear=None, name=absent))
+            targets.setdefault(absent, replace(targets[name], layer=None, name=absent))
     return targets
+
+
+def _rows(layer: nn.Linear | nn.Conv2d) -> int:
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
 
 
 @dataclass(frozen=True)
@@ -153,12 +172,11 @@ class LoraFile:
                 unmatched.append(next(iter(group.keys.values())))
                 continue
             others = found.setdefault(target.name, [])
-            shape = target.shape or group.shape
             if any(other.rows == target.rows and other.layout == target.layout for other, _ in others):
                 doubled.append(group.stem)
             others.append((target, group))
-            if group.shape != shape:
-                wanted = " x ".join(map(str, shape))
+            if not target.takes(group):
+                wanted = " x ".join(map(str, target.shape or ()))
                 misshapen.append(f"{group.stem} is {' x '.join(map(str, group.shape))} and the layer is {wanted}")
         if len(unmatched) + len(misshapen) == len(self.groups):
             detail = listed(misshapen, "; ") if misshapen else f"there is no {listed(unmatched)}"
@@ -194,12 +212,12 @@ class LoraFile:
             LoraError: see ``match``; or a value that is not finite, by key.
         """
         matched = self.match(targets)
-        deltas: dict[nn.Linear, list[tuple[slice, Delta]]] = {}
+        deltas: dict[nn.Linear | nn.Conv2d, list[tuple[slice, Delta]]] = {}
         finite: list[Tensor] = []
         try:
             with safe_open(self.path, framework="pt", device="cpu") as file:
                 for target, group in matched:
-                    if target.linear is None:
+                    if target.layer is None:
                         continue
                     scale = self._scale(group, file)
                     tensors = {
@@ -207,7 +225,7 @@ class LoraFile:
                     }
                     delta = _delta(tensors, scale, dtype)
                     finite += [tensor.isfinite().all() for tensor in delta.tensors()]
-                    deltas.setdefault(target.linear, []).append((target.rows, delta))
+                    deltas.setdefault(target.layer, []).append((target.rows, delta))
                 # One wait for the device, not one for each tensor.
                 if finite and not torch.stack(finite).all():
                     bad = self._not_finite(file)
@@ -219,7 +237,7 @@ class LoraFile:
                     raise LoraError(f"{self.path.name}: {what}. The file is damaged: fetch it again.")
         except (SafetensorError, OSError) as error:
             raise LoraError(f"{self.path} cannot be read: {error}. Fetch it again.") from error
-        return Adapters({linear: LinearAdapter.of(found, linear.out_features) for linear, found in deltas.items()})
+        return Adapters({layer: LayerAdapter.of(found, _rows(layer)) for layer, found in deltas.items()})
 
     def _scale(self, group: LoraLayer, file: Any) -> float:
         """What the delta is multiplied with: alpha / rank, 1 where there is no alpha."""
@@ -320,7 +338,7 @@ def _without_repeats(path: Path, places: list[tuple[LoraTarget, LoraLayer]]) -> 
 
 def _delta(tensors: Mapping[str, Tensor], scale: float, dtype: torch.dtype) -> Delta:
     """The delta of one layer. Products are formed in float32, and rounded once."""
-    full = {role: tensor.float() for role, tensor in tensors.items()}
+    full = {role: tensor.float().flatten(1) for role, tensor in tensors.items()}
     if "up" in full:
         # Copied, since a tensor that is read on the CPU is the file's own memory, and the file may be replaced.
         return LowRank(full["down"].to(dtype, copy=True), (full["up"] * scale).to(dtype))

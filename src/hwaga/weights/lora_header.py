@@ -17,8 +17,8 @@ from hwaga.loras import PEFT_CONFIG, PEFT_NOTE
 from hwaga.weights.checkpoint import PICKLES, listed
 
 ROLES = {
-    "down": r"\.lora(?:_A(?:\.\w+)?|_down|\.down|_linear_layer\.down)\.weight|\.lora_A",
-    "up": r"\.lora(?:_B(?:\.\w+)?|_up|\.up|_linear_layer\.up)\.weight|\.lora_B",
+    "down": r"\.lora(?:_A(?:\.\w+)?|_down|\.down|_linear_layer\.down)\.weight|_lora\.down\.weight|\.lora_A",
+    "up": r"\.lora(?:_B(?:\.\w+)?|_up|\.up|_linear_layer\.up)\.weight|_lora\.up\.weight|\.lora_B",
     "alpha": r"\.alpha|\.lora_alpha",
     **{name: rf"\.{name}(?:\.weight)?" for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a",
                                                     "lokr_w2_b", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
@@ -31,6 +31,10 @@ DORA = re.compile(r"dora_scale|lora_magnitude_vector")
 
 WEIGHT_FORMATS = ("F32", "F16", "BF16")
 SCALAR_FORMATS = (*WEIGHT_FORMATS, "F64", "I64", "I32")
+
+CONVOLUTIONS = ("down", "up", "lokr_w2")
+"""Roles of which a convolution's tensor may be ``[out, in, height, width]``. The others are matrices, of which one axis goes
+over channels and places of the kernel together."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,11 @@ class LoraLayer:
         if not whole:
             return f"{self.stem} has {', '.join(sorted(self.keys.values())) or 'nothing'} alone"
         flat = [
-            role for role in self.keys if (role != "alpha" and len(self.shapes[role]) != 2) or 0 in self.shapes[role]
+            role
+            for role, shape in self.shapes.items()
+            if (role != "alpha" and len(shape) not in ((2, 4) if role in CONVOLUTIONS else (2,)))
+            or 0 in shape
+            or (role == "up" and math.prod(shape[2:]) != 1)
         ]
         if flat:
             return f"{self.keys[flat[0]]} is no matrix but {list(self.shapes[flat[0]])}"
@@ -77,8 +85,8 @@ class LoraLayer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of the delta."""
-        shapes = self.shapes
+        """Rows and columns of the delta. Of a convolution, a column is a channel at a place of the kernel."""
+        shapes = {role: (*shape[:1], math.prod(shape[1:])) for role, shape in self.shapes.items()}
         if "up" in shapes:
             return shapes["up"][0], shapes["down"][1]
         if "hada_w1_a" in shapes:
@@ -87,6 +95,11 @@ class LoraLayer:
             shapes.get(name) or (shapes[f"{name}_a"][0], shapes[f"{name}_b"][1]) for name in ("lokr_w1", "lokr_w2")
         ]
         return factors[0][0] * factors[1][0], factors[0][1] * factors[1][1]
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Height and width, where the tensors say them."""
+        return self.shapes.get("down", self.shapes.get("lokr_w2", ()))[2:]
 
     @property
     def rank(self) -> int | None:

@@ -32,10 +32,11 @@ class Offline:
         self.card, self.folder, self.cache = card, folder, cache
         marker = Verified.read(folder)
         source = card.download
+        self._sources = () if source is None else (source, *source.also)
         ours = marker is not None and source is not None and marker.repo == source.repo
         self._marker = marker if marker is not None and ours and revision in (None, marker.revision) else None
-        self._loras = {
-            (style.source.repo, style.source.file): style.lora for style in card.styles.values() if style.source
+        self._styles = {
+            (style.source.repo, style.source.file): style.file for style in card.styles.values() if style.source
         }
 
     def list_files(self, repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
@@ -49,8 +50,10 @@ class Offline:
         commit = marker.revision if marker is not None and marker.repo == repo else _commit(place, revision)
         files = _snapshot(place, repo, commit)
         if marker is not None:
-            names = {path: path for path in marker.files if path not in self._loras.values()}
-            names |= {path: file for (owner, file), path in self._loras.items() if owner == repo and path is not None}
+            paths = [path for path in marker.files if path not in self._styles.values()]
+            places = {source.place("") for source in self._sources if source.repo == repo}
+            names = {path: path.removeprefix(into) for into in places for path in paths if path.startswith(into)}
+            names |= {path: file for (owner, file), path in self._styles.items() if owner == repo and path is not None}
             for path, name in names.items():
                 known = marker.files.get(path)
                 if known is not None and _size(self.folder / path) == known.size:
@@ -70,7 +73,7 @@ class Offline:
         """
         source = self.card.download
         assert source is not None
-        wanted = [pattern for each in (source, *source.also) for pattern in each.include]
+        wanted = [each.place(pattern) for each in (source, *source.also) for pattern in each.include]
         missing = [pattern for pattern in wanted if not any(fnmatchcase(path, pattern) for path in files)]
         for part, patterns in source.parts.items():
             weights = [path for path in files if path.endswith(".safetensors")]

@@ -1,5 +1,5 @@
-"""Weights of linear layers in fewer bits. Products are still computed in the model's number format: a weight is written out for
-each product and dropped after it.
+"""Weights of linear layers in fewer bits. Products are computed in the model's number format: a weight is written out for each
+product and dropped after it. Where the device multiplies numbers of 8 bits, fp8 weights may meet activations in fp8 instead.
 
     int8   one byte and a scale for each row
     fp8    one byte (e4m3) and a scale for each row
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwaga.kernels.coded import Coded, Rows
+from hwaga.kernels.operations import scaled_product
 from hwaga.weights.fused import FusedLinear
 
 GROUP = 64
@@ -26,6 +28,9 @@ VALUES_AT_ONCE = 2**20
 
 ENCODING = 18
 """Bytes that quantising takes for each weight of those at a time: at most four copies in float32, and codes."""
+
+RUN = 16
+"""Codes that a GPU takes at a time: both sides of a weight that is multiplied as it is kept are multiples of this."""
 
 _SMALLEST = 1e-30
 _FP8_MOST = 448.0
@@ -118,7 +123,13 @@ class QuantizedLinear(FusedLinear):
     Args:
         linear: the layer that it replaces; its bias is taken over. What is kept begins on the meta device.
         stored: the files have the weight in this precision, and nothing is to be rounded.
+
+    Attributes:
+        dtype: the model's number format.
+        takes_codes: it wants its rows in 8 bits, for a product of codes; see ``multiply_codes``.
     """
+
+    takes_codes = False
 
     def __init__(self, linear: nn.Linear, precision: Precision, *, stored: bool = False) -> None:
         nn.Module.__init__(self)
@@ -127,15 +138,38 @@ class QuantizedLinear(FusedLinear):
         self.precision = precision
         self.stored = stored
         self.bias = linear.bias
+        self.dtype = linear.weight.dtype
+        self.kept = nn.ParameterList()
+        self._make_room()
+
+    def _make_room(self) -> None:
+        shapes = self.kept_shapes(self.dtype)
         self.kept = nn.ParameterList(
-            nn.Parameter(torch.empty(shape, dtype=dtype or linear.weight.dtype, device="meta"), requires_grad=False)
-            for shape, dtype in precision.kept(self.out_features, self.in_features)
+            nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False) for shape, dtype in shapes
         )
+
+    def kept_shapes(self, dtype: torch.dtype) -> list[tuple[tuple[int, ...], torch.dtype]]:
+        """Shape and dtype of each tensor that is kept, in a model of ``dtype``."""
+        own = torch.float32 if self.takes_codes else dtype  # a product of codes wants its scales so
+        return [(shape, form or own) for shape, form in self.precision.kept(self.out_features, self.in_features)]
+
+    def multiply_codes(self) -> None:
+        """From now on takes rows in 8 bits, if its own codes can be multiplied with them: e4m3, in runs of 16."""
+        if self.precision.name == "fp8" and self.in_features % RUN == 0 and self.out_features % RUN == 0:
+            self.takes_codes = True
+            self._make_room()
+
+    def forward(self, x: Rows) -> Tensor:
+        """``[tokens, in]`` to ``[tokens, out]``."""
+        if not isinstance(x, Coded):
+            return F.linear(x, self.weight, self.bias)
+        product = scaled_product(x, self.kept[0], self.kept[1], self.dtype)
+        return product if self.bias is None else product + self.bias
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """``[out, in]`` in the model's number format."""
-        return self.precision.decode(tuple(self.kept), self.in_features)
+        return self.precision.decode(tuple(self.kept), self.in_features).to(self.dtype)
 
 
 def write_codes(weight: Tensor, precision: Precision, kept: Sequence[Tensor]) -> None:

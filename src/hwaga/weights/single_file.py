@@ -92,16 +92,7 @@ def find_parts(files: Sequence[Path]) -> dict[str, Part]:
 
 def _read_parts(path: Path) -> dict[str, Part]:
     """The networks in one file. Raises CheckpointError where it holds none, or more than them."""
-    packed = is_gguf(path)
-    try:
-        header = read_gguf(path).tensors if packed else read_header(path)
-    except CheckpointError:
-        _check_magic(path)
-        raise
-    if any(LORA.search(name) for name in header):
-        raise CheckpointError(
-            f"{path.name} is a LoRA, not a model. Add it with `hwaga lora add {path.name}` and name it with --lora."
-        )
+    header = read_weights(path)
     prefixes: dict[str, str] = {}
     for kind, sign in SIGNS.items():
         for match in filter(None, (re.fullmatch(sign, name) for name in header)):
@@ -126,8 +117,34 @@ def _read_parts(path: Path) -> dict[str, Part]:
         prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
         if prefix is not None:
             headers[prefix][name.removeprefix(prefix)] = entry
-    read = _blocks if packed else _tensors
-    return {kind: Part(path, prefix, read(path, prefix, headers[prefix])) for prefix, kind in prefixes.items()}
+    return {kind: part_of(path, prefix, headers[prefix]) for prefix, kind in prefixes.items()}
+
+
+def read_weights(path: Path) -> Header:
+    """What a file of weights holds, by name.
+
+    Raises:
+        CheckpointError: it is damaged, of a format that is not read here, or a LoRA.
+    """
+    try:
+        header = read_gguf(path).tensors if is_gguf(path) else read_header(path)
+    except CheckpointError:
+        _check_magic(path)
+        raise
+    if any(LORA.search(name) for name in header):
+        raise CheckpointError(
+            f"{path.name} is a LoRA, not a model. Add it with `hwaga lora add {path.name}` and name it with --lora."
+        )
+    return header
+
+
+def part_of(path: Path, prefix: str, header: Header) -> Part:
+    """The weights of one network, by their names without the prefix.
+
+    Raises:
+        CheckpointError: they are in a format that is not read here.
+    """
+    return Part(path, prefix, (_blocks if is_gguf(path) else _tensors)(path, prefix, header))
 
 
 def _check_magic(path: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +16,9 @@ from torch import Tensor
 from hwaga.errors import CheckpointError
 from hwaga.weights.block_formats import BLOCK_FORMATS, BlockFormat
 from hwaga.weights.quantize import GROUP
+
+if TYPE_CHECKING:
+    from hwaga.weights.layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class StoredTensor:
         offset: of its first byte in the file.
         number_format: a name of ``FORMATS``.
         scale: the tensor of one value that the values are multiplied with; or None.
+        transposed: a matrix whose rows and columns the network has the other way round.
         parts: of a weight in fewer bits, its codes and what they are multiplied with and added to. Its number format is a name
             of ``CODES`` then, and it has no offset of its own.
     """
@@ -84,6 +88,16 @@ class StoredTensor:
     number_format: str
     scale: StoredTensor | None = None
     parts: tuple[StoredTensor, ...] = ()
+    transposed: bool = False
+
+    def split(self, names: Sequence[str]) -> list[StoredTensor]:
+        """Its rows as tensors of equally many, one behind the other."""
+        count = len(names)
+        shape, size = (self.shape[0] // count, *self.shape[1:]), self.nbytes // count
+        return [
+            replace(self, name=name, shape=shape, nbytes=size, offset=self.offset + place * size)
+            for place, name in enumerate(names)
+        ]
 
 
 class HeaderEntry(NamedTuple):
@@ -116,8 +130,11 @@ def read_header(path: Path) -> dict[str, HeaderEntry]:
     }
 
 
-def stored_tensors(files: list[Path]) -> list[StoredTensor]:
+def stored_tensors(files: list[Path], layout: Layout | None = None) -> list[StoredTensor]:
     """Every tensor of a network's files, from the headers alone.
+
+    Args:
+        layout: what it calls unused is left out, whatever its format.
 
     Raises:
         CheckpointError: a file is truncated or no safetensors file, a tensor is in a format that is not read here, or a
@@ -126,6 +143,8 @@ def stored_tensors(files: list[Path]) -> list[StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for path in files:
         header = read_header(path)
+        if layout is not None:
+            header = {name: entry for name, entry in header.items() if layout.target(name) is not None}
         for weight in _in_fewer_bits(path, header):
             if weight.name in tensors:
                 raise CheckpointError(f"{weight.name} stands in {path.name} and elsewhere. Fetch them again.")

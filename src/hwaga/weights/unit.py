@@ -54,6 +54,11 @@ class Weight:
     codes: QuantizedLinear | None
     straight: tuple[tuple[StoredTensor, ...], ...] = ()
 
+    @property
+    def transposed(self) -> bool:
+        """Files have it with rows and columns exchanged."""
+        return any(piece.transposed for piece in self.pieces)
+
 
 class Unit:
     """See the module's docstring.
@@ -100,10 +105,10 @@ class Unit:
                 places = (self._placed(owner, last, shape, dtype),)
             else:
                 shape = torch.Size((codes.out_features, codes.in_features))
-                kept = codes.precision.kept(codes.out_features, codes.in_features)
+                codes.dtype = dtype
                 places = tuple(
-                    self._placed(codes.kept, str(i), torch.Size(sizes), form or dtype)
-                    for i, (sizes, form) in enumerate(kept)
+                    self._placed(codes.kept, str(i), torch.Size(sizes), form)
+                    for i, (sizes, form) in enumerate(codes.kept_shapes(dtype))
                 )
                 if codes.stored:
                     straight = tuple(zip(*(piece.parts for piece in pieces), strict=True))
@@ -131,12 +136,14 @@ class Unit:
             return max((staged_bytes(part, self.dtype) for part in parts), default=0) + checked
         staged = max((staged_bytes(piece, self.dtype) for piece in weight.pieces), default=0)
         if weight.codes is None:
-            return staged
+            return staged + math.prod(weight.shape) * self.dtype.itemsize * weight.transposed
         # Its last chunk has been converted before it is encoded.
         return math.prod(weight.shape) * self.dtype.itemsize + max(staged, encoding_bytes(weight.shape))
 
     def _writing(self, weight: Weight) -> int:
         values = math.prod(weight.shape)
+        if weight.codes is not None and weight.codes.takes_codes:
+            return 0
         if weight.codes is not None:
             return round(values * (self.dtype.itemsize + weight.codes.precision.spreading))
         if weight.straight:  # each piece, then all of them as one; decoding works in float32
@@ -190,6 +197,8 @@ class Unit:
                     yield Reading(weight.pieces, partial(into, weight), partial(then, weight))
 
         def into(weight: Weight) -> Tensor:
+            if weight.transposed:
+                return torch.empty(weight.shape[::-1], dtype=self.dtype, device=memory.device)
             if weight.codes is None:
                 return _view(memory, weight.places[0])
             return torch.empty(weight.shape, dtype=self.dtype, device=memory.device)
@@ -203,6 +212,10 @@ class Unit:
         def then(weight: Weight, whole: Tensor) -> None:
             if not self._checked:
                 sound.append(_is_finite(whole))
+            if weight.transposed:
+                whole = whole.t()
+            if weight.codes is None and weight.transposed:
+                _view(memory, weight.places[0]).copy_(whole)
             if weight.codes is not None:
                 write_codes(whole, weight.codes.precision, [_view(memory, place) for place in weight.places])
             if progress is not None:

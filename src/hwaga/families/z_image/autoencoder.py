@@ -1,6 +1,9 @@
 """The KL autoencoder between pixels and latents, after diffusers' ``AutoencoderKL`` (the Flux autoencoder in Z-Image).
 
 Shapes: ``[batch, 3, H, W]`` pixels in [-1, 1]; ``[batch, C, h, w]`` latents with h = H / scale.
+
+Its convolutions leave the GPU little to compute between them and much to move. So what is added to a result (a bias, a block's
+residual) waits for the next operation, which reads the result anyway: blocks hand a ``Sum`` on, not a tensor.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
-from hwaga.families.z_image.tiles import tiled
-from hwaga.kernels.reference import attend, group_norm_silu, upsample_conv
+from hwaga.families.tiles import tiled
+from hwaga.kernels.image_ops import add, add_group_norm_silu, attend_wide, convolve, group_norm_silu, upsample_conv
 from hwaga.weights.config import ConfigValues
 
 NORM_EPS = 1e-6
@@ -79,14 +82,61 @@ class AutoencoderConfig:
         return config
 
 
-class GroupNormSiLU(nn.GroupNorm):
-    """Group norm and its activation, as one operation."""
+class Sum:
+    """What goes from block to block: a tensor, and what is still to be added to it.
 
-    def __init__(self, config: AutoencoderConfig, channels: int) -> None:
-        super().__init__(config.groups, channels, eps=NORM_EPS)
+    It can be taken once, and then holds no memory any more, whoever still has it.
+    """
+
+    def __init__(self, update: Tensor, residual: Tensor | None = None, offset: Tensor | None = None) -> None:
+        """
+        Args:
+            update: ``[batch, channels, height, width]``, may be written over.
+            residual: of the same shape; likewise.
+            offset: ``[channels]``.
+        """
+        self._parts = [(update, residual, offset)]
+
+    def parts(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What is to be added up."""
+        return self._parts.pop()
+
+    def tensor(self) -> Tensor:
+        """All of it added up."""
+        return add(*self.parts())
+
+
+class Convolution(nn.Conv2d):
+    """A convolution whose bias may wait."""
+
+    def begin(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The result, and what is still to be added to it."""
+        padding = int(self.padding[0])
+        return convolve(x, self.weight, self.bias, stride=self.stride[0], padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps)
+        """The whole result."""
+        result, offset = self.begin(x)
+        return result if offset is None else result + offset[:, None, None]
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm, with its activation as one operation."""
+
+    def __init__(self, config: AutoencoderConfig, channels: int, *, silu: bool = True) -> None:
+        super().__init__(config.groups, channels, eps=NORM_EPS)
+        self.silu = silu
+
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
+        """Of ``x + offset``; ``x`` may be written over."""
+        return group_norm_silu(x, self.num_groups, self.weight, self.bias, self.eps, offset=offset, silu=self.silu)
+
+    def of_sum(self, summands: Sum) -> tuple[Tensor, Tensor]:
+        """The sum, and the norm of it."""
+        x, residual, offset = summands.parts()
+        return add_group_norm_silu(
+            x, residual, offset, self.num_groups, self.weight, self.bias, self.eps, silu=self.silu
+        )
 
 
 class ResnetBlock(nn.Module):
@@ -94,15 +144,24 @@ class ResnetBlock(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = GroupNormSiLU(config, channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNormSiLU(config, out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
+        self.norm1 = GroupNorm(config, channels)
+        self.conv1 = Convolution(channels, out_channels, 3, padding=1)
+        self.norm2 = GroupNorm(config, out_channels)
+        self.conv2 = Convolution(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = Convolution(channels, out_channels, 1) if channels != out_channels else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        update = self.conv2(self.norm2(self.conv1(self.norm1(x))))
-        return cast(Tensor, update.add_(x if self.conv_shortcut is None else self.conv_shortcut(x)))
+    def forward(self, before: Sum) -> Sum:
+        extra = None
+        if self.conv_shortcut is None:
+            residual, x = self.norm1.of_sum(before)
+        else:
+            x = before.tensor()
+            residual, extra = self.conv_shortcut.begin(x)
+            x = self.norm1(x)  # which may write over x now
+        x, offset = self.conv1.begin(x)
+        x = self.norm2(x, offset)
+        x, offset = self.conv2.begin(x)
+        return Sum(x, residual, offset if offset is None or extra is None else offset + extra)
 
 
 class SpatialAttention(nn.Module):
@@ -110,17 +169,17 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, config: AutoencoderConfig, channels: int) -> None:
         super().__init__()
-        self.group_norm = nn.GroupNorm(config.groups, channels, eps=NORM_EPS)
+        self.group_norm = GroupNorm(config, channels, silu=False)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2)
-        q, k, v = (project(tokens)[:, None] for project in (self.to_q, self.to_k, self.to_v))
-        mixed = self.to_out[0](attend(q, k, v)[:, 0])
-        return cast(Tensor, x + mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
+    def forward(self, before: Sum) -> Sum:
+        residual, x = self.group_norm.of_sum(before)
+        tokens = x.flatten(2).transpose(1, 2)
+        mixed = self.to_out[0](attend_wide(*(project(tokens) for project in (self.to_q, self.to_k, self.to_v))))
+        return Sum(mixed.transpose(1, 2).unflatten(2, x.shape[2:]), residual)
 
 
 class MidBlock(nn.Module):
@@ -131,11 +190,11 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList([ResnetBlock(config, channels, channels) for _ in range(2)])
         self.attentions = nn.ModuleList([SpatialAttention(config, channels)] if config.mid_attention else [])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Sum) -> Sum:
         x = self.resnets[0](x)
         for layer in self.attentions:
             x = layer(x)
-        return cast(Tensor, self.resnets[1](x))
+        return cast(Sum, self.resnets[1](x))
 
 
 class Downsample(nn.Module):
@@ -143,10 +202,11 @@ class Downsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = Convolution(channels, channels, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1))))
+    def forward(self, before: Sum) -> Sum:
+        x, offset = self.conv.begin(F.pad(before.tensor(), (0, 1, 0, 1)))
+        return Sum(x, offset=offset)
 
 
 class Upsample(nn.Module):
@@ -154,10 +214,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Convolution(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return upsample_conv(x, self.conv.weight, self.conv.bias)
+    def forward(self, before: Sum) -> Sum:
+        return Sum(upsample_conv(before.tensor(), self.conv.weight, self.conv.bias))
 
 
 class DownBlock(nn.Module):
@@ -169,7 +229,7 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(config, a, b) for a, b in pairwise(widths))
         self.downsamplers = nn.ModuleList([] if last else [Downsample(out_channels)])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Sum) -> Sum:
         for layer in (*self.resnets, *self.downsamplers):
             x = layer(x)
         return x
@@ -184,7 +244,7 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList(ResnetBlock(config, a, b) for a, b in pairwise(widths))
         self.upsamplers = nn.ModuleList([] if last else [Upsample(out_channels)])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Sum) -> Sum:
         for layer in (*self.resnets, *self.upsamplers):
             x = layer(x)
         return x
@@ -196,19 +256,21 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = (config.channels[0], *config.channels)
-        self.conv_in = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.conv_in = Convolution(3, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
             DownBlock(config, a, b, last=i == len(widths) - 2) for i, (a, b) in enumerate(pairwise(widths))
         )
         self.mid_block = MidBlock(config, widths[-1])
-        self.conv_norm_out = GroupNormSiLU(config, widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_norm_out = GroupNorm(config, widths[-1])
+        self.conv_out = Convolution(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        return cast(Tensor, self.conv_out(self.conv_norm_out(self.mid_block(x))))
+        result, offset = self.conv_in.begin(x)
+        between = Sum(result, offset=offset)
+        del result
+        for block in (*self.down_blocks, self.mid_block):
+            between = block(between)
+        return cast(Tensor, self.conv_out(self.conv_norm_out.of_sum(between)[1]))
 
 
 class Decoder(nn.Module):
@@ -217,19 +279,21 @@ class Decoder(nn.Module):
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         widths = (config.channels[-1], *reversed(config.channels))
-        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.conv_in = Convolution(config.latent_channels, widths[0], 3, padding=1)
         self.mid_block = MidBlock(config, widths[0])
         self.up_blocks = nn.ModuleList(
             UpBlock(config, a, b, last=i == len(widths) - 2) for i, (a, b) in enumerate(pairwise(widths))
         )
-        self.conv_norm_out = GroupNormSiLU(config, widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.conv_norm_out = GroupNorm(config, widths[-1])
+        self.conv_out = Convolution(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
-        return cast(Tensor, self.conv_out(self.conv_norm_out(x)))
+        result, offset = self.conv_in.begin(x)
+        between = Sum(result, offset=offset)
+        del result
+        for block in (self.mid_block, *self.up_blocks):
+            between = block(between)
+        return cast(Tensor, self.conv_out(self.conv_norm_out.of_sum(between)[1]))
 
 
 class Autoencoder(nn.Module):

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from hwaga.families.family import Picture
+from hwaga.families.family import Course, Picture
 from hwaga.families.z_image.autoencoder import Autoencoder
 from hwaga.families.z_image.memory_use import Networks, phases
 from hwaga.families.z_image.text_encoder import Qwen3Encoder
 from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
-from hwaga.kernels.reference import SCORES_ALIVE, keeps_scores
+from hwaga.kernels.attention import SCORES_ALIVE, keeps_scores
+from hwaga.kernels.operations import multiplies_codes
 from hwaga.memory.plan import Demand, PartSize
-from hwaga.sampling.euler import Derivative
 from hwaga.sampling.schedule import drop_first, flow_match
+from hwaga.sampling.walk import Derivative
 from hwaga.weights.adapters import Adapters
 from hwaga.weights.checkpoint import Blueprint
 from hwaga.weights.layouts import Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
@@ -42,6 +45,9 @@ OnDevice = Callable[[str, int], AbstractContextManager[None]]
 
 class ZImageModel:
     """The networks of a Z-Image checkpoint; see ``families.family.Model`` for the methods."""
+
+    guided = False  # Turbo has guidance distilled into it
+    samplers = ("euler",)
 
     def __init__(
         self,
@@ -73,9 +79,13 @@ class ZImageModel:
         if precision is not None:
             text_encoder.quantize(IN_TEXT_ENCODER, precision)
             transformer.quantize(IN_TRANSFORMER, precision)
+        if multiplies_codes(device):
+            # Not the text encoder: a few channels of its activations are so large that a row of 8 bits loses the others.
+            transformer.multiply_codes(IN_TRANSFORMER)
         if text_encoder.sources["embed_tokens.weight"]:
             text_encoder.connect("embed_tokens", self.reader)
-        layers = text_encoder.units(dtype, lambda name: ".".join(name.split(".")[:2]))
+        layers = text_encoder.units(dtype, _text_unit_of)
+        norms = layers.pop("", Unit(text_encoder.network, [], dtype))
         blocks = transformer.units(dtype, _unit_of)
         whole = autoencoder.units(dtype)
         config = networks.transformer
@@ -85,8 +95,9 @@ class ZImageModel:
         refined = [f"context_refiner.{i}" for i in range(config.refiner_layers)]
         denoised = [f"noise_refiner.{i}" for i in range(config.refiner_layers)]
         denoised += [f"layers.{i}" for i in range(config.layers)]
+        self._compiling = _started(partial(self._compile_ahead, device, dtype)) if device.type == "cuda" else None
         self.parts = {
-            "text_encoder": (Unit(self.text_encoder, [], dtype), list(layers.values())),
+            "text_encoder": (norms, list(layers.values())),
             "refiner": (blocks["cap_embedder"], [blocks[name] for name in refined]),
             "denoiser": (blocks[""], [blocks[name] for name in denoised]),
             "vae": (whole[""], list[Unit]()),
@@ -136,10 +147,18 @@ class ZImageModel:
         host = sum(16 * picture.width * picture.height for picture in pictures) + CHUNK * THREADS
         return Demand(tuple(sizes), stages, steps, kept, host)
 
+    def _compile_ahead(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Has the operations of the networks compiled while weights are read, so that the first picture need not wait."""
+        with torch.cuda.device(device), torch.inference_mode():
+            self.transformer.try_operations(device, dtype)
+            self.text_encoder.try_operations(device, dtype)
+
     def bring(self, unit: Unit, memory: Tensor, progress: Callable[[int], None] | None = None) -> None:
         unit.bring(memory, self.reader, progress)
 
     def close(self) -> None:
+        if self._compiling is not None:
+            self._compiling.result()
         self.forget()
         self.reader.close()
 
@@ -148,8 +167,8 @@ class ZImageModel:
         assert self._tokenizer is not None, "an outline reads no prompts"
         return self._tokenizer
 
-    def tokenize(self, prompt: str, limit: int) -> list[int]:
-        return self.tokenizer.ids_within(prompt, limit)
+    def tokenize(self, prompt: str, limit: int) -> tuple[int, ...]:
+        return tuple(self.tokenizer.ids_within(prompt, limit))
 
     def count_tokens(self, prompt: str) -> int:
         return len(self.tokenizer.ids(prompt))
@@ -162,6 +181,9 @@ class ZImageModel:
         return self.loras.adapters(loras)
 
     def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapters | None]) -> list[Tensor]:
+        if self._compiling is not None:
+            self._compiling.result()
+            self._compiling = None
         captions: dict[int, Tensor] = {}
         unknown = []
         for i, (ids, own) in enumerate(zip(prompts, adapters, strict=True)):
@@ -184,38 +206,32 @@ class ZImageModel:
 
     def _is_read_with(self, adapters: Adapters | None) -> bool:
         """Whether adapters change what the text encoder makes of a prompt."""
-        return adapters is not None and not self._reads.isdisjoint(adapters.by_linear)
+        return adapters is not None and not self._reads.isdisjoint(adapters.by_layer)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         scale = self.autoencoder.config.scale
         return self.transformer.config.in_channels, height // scale, width // scale
 
-    def schedule(self, steps: int, strength: float, *, steps_scale: bool) -> Tensor:
+    def schedule(self, steps: int, strength: float, *, steps_scale: bool, sampler: str) -> Tensor:  # noqa: ARG002
         if steps_scale:
             return drop_first(flow_match(steps, self.shift), strength)
         return flow_match(steps, self.shift, strength)
+
+    def begin(self, noise: Tensor, sigma: float, sampler: str) -> Tensor:  # noqa: ARG002
+        return noise
 
     def noised(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
         return sigma * noise + (1.0 - sigma) * latents
 
     @contextmanager
-    def denoising(
-        self,
-        conditionings: Sequence[Tensor],
-        shapes: Sequence[tuple[int, int, int]],
-        schedules: Sequence[Tensor],
-        adapters: Sequence[Adapters | None],
-    ) -> Iterator[Derivative]:
-        with self.on_device("denoiser", max(len(schedule) for schedule in schedules) - 1):
-            yield self._derivative(conditionings, shapes, schedules, adapters)
+    def denoising(self, courses: Sequence[Course]) -> Iterator[Derivative]:
+        with self.on_device("denoiser", max(len(course.schedule) for course in courses) - 1):
+            yield self._derivative(courses)
 
-    def _derivative(
-        self,
-        conditionings: Sequence[Tensor],
-        shapes: Sequence[tuple[int, int, int]],
-        schedules: Sequence[Tensor],
-        adapters: Sequence[Adapters | None],
-    ) -> Derivative:
+    def _derivative(self, courses: Sequence[Course]) -> Derivative:
+        conditionings: list[Tensor] = [course.conditioning for course in courses]
+        schedules = [course.schedule for course in courses]
+        adapters: list[Adapters | None] = [course.adapters for course in courses]
         # A row of the modulation for each noise level of each set of LoRAs.
         rows: dict[tuple[Adapters | None, float], int] = {}
         for own in dict.fromkeys(adapters):
@@ -231,7 +247,7 @@ class ZImageModel:
             nonlocal packed
             captions = [conditionings[i] for i in active]
             if packed is None or packed[0] != active:  # once, and again whenever a picture with fewer steps has left
-                sizes = [shapes[i][1:] for i in active]
+                sizes = [courses[i].shape[1:] for i in active]
                 packed = active, self.transformer.pack(sizes, [len(caption) for caption in captions])
             own = [adapters[i] for i in active]
             row = [rows[key] for key in zip(own, sigmas, strict=True)]
@@ -254,13 +270,27 @@ class ZImageModel:
 
 
 def _unit_of(name: str) -> str:
-    """The unit of a transformer's weight. What time makes of the modulation is computed for all steps at once, so that its
-    weights are not the blocks'.
+    """The unit of a transformer's weight. A block's norms and the modulation that scales them become factors of all steps at
+    once, and a norm is taken by the block before its own, so that these weights, few as they are, are not the blocks'.
     """
-    block = re.match(r"(?:noise_refiner|context_refiner|layers)\.\d+", name)
+    block = re.match(r"(?:noise_refiner|context_refiner|layers)\.\d+(?=\.(?:attention|feed_forward)\.)", name)
     if block is not None:
-        return "" if ".adaLN_modulation." in name else block[0]
-    return "cap_embedder" if name.startswith("cap_") else ""
+        return block[0]
+    return "cap_embedder" if name.startswith(("cap_", "context_refiner.")) else ""
+
+
+def _text_unit_of(name: str) -> str:
+    """The same for the text encoder."""
+    layer = re.match(r"layers\.\d+(?=\.(?:self_attn|mlp)\.)", name)
+    return layer[0] if layer is not None else ""
+
+
+def _started(work: Callable[[], None]) -> Future[None]:
+    """Work that has begun in a thread of its own; the thread ends with it."""
+    threads = ThreadPoolExecutor(1, "compiling")
+    future = threads.submit(work)
+    threads.shutdown(wait=False)
+    return future
 
 
 def _already_there(_part: str, _passes: int) -> AbstractContextManager[None]:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
-from hwaga.kernels.reference import attention, rms_norm, rotate_halves, swiglu
+from hwaga.kernels.attention import attention
+from hwaga.kernels.coded import Form, Rows
+from hwaga.kernels.operations import coded, gained_norm, residual_norm, swiglu, turned_heads
 from hwaga.weights.adapters import Adapters, LinearCall, adapted
 from hwaga.weights.config import ConfigValues
 from hwaga.weights.fused import FusedLinear
@@ -95,13 +97,11 @@ class Attention(nn.Module):
         self.q_norm = nn.Parameter(torch.ones(config.head_dim))
         self.k_norm = nn.Parameter(torch.ones(config.head_dim))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int], linear: LinearCall) -> Tensor:
-        heads, kv_heads = self.config.heads, self.config.kv_heads
-        qkv = linear(self.qkv_proj, x).unflatten(-1, (heads + 2 * kv_heads, -1))
-        q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
-        q = rotate_halves(rms_norm(q, self.q_norm, self.config.norm_eps), cos, sin)
-        k = rotate_halves(rms_norm(k, self.k_norm, self.config.norm_eps), cos, sin)
-        return linear(self.o_proj, attention(q, k, v, lengths, causal=True))
+    def forward(self, x: Rows, rotation: Tensor, lengths: Sequence[int], linear: LinearCall) -> Tensor:
+        heads, gains = (self.config.heads, self.config.kv_heads), (self.q_norm, self.k_norm)
+        qkv = linear(self.qkv_proj, x)
+        q, k, v = turned_heads(qkv, heads, gains, self.config.norm_eps, rotation, halves=True)
+        return linear(self.o_proj, coded(attention(q, k, v, lengths, causal=True), linear.form(self.o_proj)))
 
 
 class FeedForward(nn.Module):
@@ -112,8 +112,21 @@ class FeedForward(nn.Module):
         self.gate_up_proj = FusedLinear(config.hidden, (config.intermediate, config.intermediate), bias=False)
         self.down_proj = nn.Linear(config.intermediate, config.hidden, bias=False)
 
-    def forward(self, x: Tensor, linear: LinearCall) -> Tensor:
-        return linear(self.down_proj, swiglu(linear(self.gate_up_proj, x)))
+    def forward(self, x: Rows, linear: LinearCall) -> Tensor:
+        return linear(self.down_proj, swiglu(linear(self.gate_up_proj, x), linear.form(self.down_proj)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a prompt goes through the layers with.
+
+    Attributes:
+        rotation: complex64 ``[tokens, head_dim / 2]``.
+        linear: applies the linear layers, with the prompt's LoRAs or without.
+    """
+
+    rotation: Tensor
+    linear: LinearCall
 
 
 class Layer(nn.Module):
@@ -127,9 +140,27 @@ class Layer(nn.Module):
         self.input_layernorm = nn.Parameter(torch.ones(config.hidden))
         self.post_attention_layernorm = nn.Parameter(torch.ones(config.hidden))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, lengths: Sequence[int], linear: LinearCall) -> Tensor:
-        x = x + self.self_attn(rms_norm(x, self.input_layernorm, self.eps), cos, sin, lengths, linear)
-        return cast(Tensor, x + self.mlp(rms_norm(x, self.post_attention_layernorm, self.eps), linear))
+    def form(self, run: Run) -> Form:
+        """What the first linear layer wants its tokens in."""
+        return run.linear.form(self.self_attn.qkv_proj)
+
+    def forward(
+        self, x: Tensor, normed: Rows, run: Run, next_norm: Tensor | None, next_form: Form
+    ) -> tuple[Tensor, Rows]:
+        """
+        Args:
+            x: tokens ``[T, hidden]``.
+            normed: the same after the layer's first norm.
+            next_norm, next_form: of the next layer's first norm, which is taken in the same pass as the end of this one.
+
+        Returns:
+            ``x`` and ``normed`` of the next layer.
+        """
+        update = self.self_attn(normed, run.rotation, (len(x),), run.linear)
+        form = run.linear.form(self.mlp.gate_up_proj)
+        x, normed = residual_norm(x, update, None, self.post_attention_layernorm[None], self.eps, form=form)
+        update = self.mlp(normed, run.linear)
+        return residual_norm(x, update, None, next_norm, self.eps, form=next_form)
 
 
 class Qwen3Encoder(nn.Module):
@@ -140,6 +171,22 @@ class Qwen3Encoder(nn.Module):
         self.config = config
         self.embed_tokens = RowTable(config.vocabulary, config.hidden)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers - 1))
+
+    def try_operations(self, device: torch.device, dtype: torch.dtype) -> None:
+        """As the transformer's."""
+        if not self.layers:
+            return
+        config, few = self.config, 64
+        x = torch.zeros(few, config.hidden, device=device, dtype=dtype)
+        gained_norm(x, x[:1], config.norm_eps)
+        for norm in (x[:1], None):
+            residual_norm(x, x, None, norm, config.norm_eps)
+        swiglu(x.new_zeros(few, 2 * config.intermediate))
+        heads = config.heads, config.kv_heads
+        qkv = x.new_zeros(few, (config.heads + 2 * config.kv_heads) * config.head_dim)
+        gains = (qkv[0, : config.head_dim],) * 2
+        q, k, v = turned_heads(qkv, heads, gains, config.norm_eps, self._rotation(few).to(device), halves=True)
+        attention(q, k, v, (few,), causal=True)
 
     def forward(
         self,
@@ -153,18 +200,29 @@ class Qwen3Encoder(nn.Module):
         Prompts go through the layers side by side, and each is computed alone: packed with others it would round in another
         way, and a prompt that was met before would give other bytes than one that was not.
         """
-        runs = []
-        for ids, own in zip(prompts, adapters, strict=True):
-            tables = tuple(table.to(device, dtype) for table in self._rotation(len(ids)))
-            runs.append((tables, (len(ids),), adapted([own], [len(ids)])))
+        runs = [
+            Run(self._rotation(len(ids)).to(device), adapted([own], [len(ids)]))
+            for ids, own in zip(prompts, adapters, strict=True)
+        ]
+        layers = cast("list[Layer]", list(self.layers))
         xs = [self.embed_tokens(ids, device, dtype) for ids in prompts]
-        for layer in self.layers:
-            xs = [layer(x, *tables, lengths, linear) for x, (tables, lengths, linear) in zip(xs, runs, strict=True)]
-        return xs
+        if not layers:
+            return xs
+        norms = [layer.input_layernorm[None] for layer in layers]
+        states = [
+            (x, gained_norm(x, norms[0], layers[0].eps, form=layers[0].form(run)))
+            for x, run in zip(xs, runs, strict=True)
+        ]
+        for layer, following, norm in zip(layers, [*layers[1:], None], [*norms[1:], None], strict=True):
+            states = [
+                layer(x, normed, run, norm, Form.PLAIN if following is None else following.form(run))
+                for (x, normed), run in zip(states, runs, strict=True)
+            ]
+        return [x for x, _ in states]
 
-    def _rotation(self, length: int) -> tuple[Tensor, Tensor]:
-        """Float32 cosines and sines ``[tokens, head_dim]``."""
+    def _rotation(self, length: int) -> Tensor:
+        """Complex64 ``[tokens, head_dim / 2]``."""
         dim = self.config.head_dim
         rates = 1.0 / (self.config.rope_theta ** (torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim))
-        angles = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), rates).repeat(1, 2)
-        return angles.cos(), angles.sin()
+        angles = torch.outer(torch.arange(length, dtype=torch.float32, device="cpu"), rates)
+        return torch.polar(torch.ones_like(angles), angles)

@@ -67,3 +67,8 @@ class PromptTokenizer:
             limit=limit,
             kept=kept,
         )
+
+
+def of_checkpoint(folder: Path) -> PromptTokenizer:
+    """The tokenizer of a checkpoint, from its folder. Raises CheckpointError as ``PromptTokenizer``."""
+    return PromptTokenizer(folder / "tokenizer")

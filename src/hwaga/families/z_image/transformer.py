@@ -20,7 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
-from hwaga.kernels.reference import attention, gated_residual, norm_modulate, rms_norm, rotate_pairs, swiglu
+from hwaga.kernels.attention import PLANNED, attention
+from hwaga.kernels.coded import Form, Rows
+from hwaga.kernels.operations import coded, gained_norm, residual_norm, swiglu, turned_heads
+from hwaga.kernels.reference import rms_norm
 from hwaga.weights.adapters import Adapters, LinearCall, adapted, plain
 from hwaga.weights.config import ConfigValues
 from hwaga.weights.fused import FusedLinear
@@ -109,12 +112,14 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class BlockModulation:
-    """What one block multiplies with: ``[rows, D]`` each, see ``Modulation``. 1 + and tanh are already applied."""
+    """What one block's norms multiply with, ``[rows, D]`` each (see ``Modulation``): their own weights, times what time makes
+    of them. A gain is 1 + scale of a norm before a branch, a gate the tanh of one after it.
+    """
 
-    scale_attention: Tensor
-    gate_attention: Tensor
-    scale_ffn: Tensor
-    gate_ffn: Tensor
+    attention_gain: Tensor
+    attention_gate: Tensor
+    ffn_gain: Tensor
+    ffn_gate: Tensor
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,23 @@ class Modulation:
     noise_refiner: tuple[BlockModulation, ...]
     layers: tuple[BlockModulation, ...]
     final_scale: Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """What tokens go through blocks with.
+
+    Attributes:
+        rotation: complex64 ``[T, head_dim / 2]``.
+        lengths: tokens of each image; attention stays inside.
+        linear: applies the linear layers, with LoRAs or without.
+        row: the row of the modulation: one for all tokens, or ``[T]``.
+    """
+
+    rotation: Tensor
+    lengths: Sequence[int]
+    linear: LinearCall
+    row: int | Tensor = 0
 
 
 @dataclass(frozen=True)
@@ -160,13 +182,11 @@ class Attention(nn.Module):
         self.q_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
         self.k_norm = nn.Parameter(torch.ones(config.head_dim)) if config.qk_norm else None
 
-    def forward(self, x: Tensor, rotation: Tensor, lengths: Sequence[int], linear: LinearCall) -> Tensor:
-        qk, v = linear(self.qkv, x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            gains = torch.stack((self.q_norm, self.k_norm))[:, None]
-            qk = F.rms_norm(qk, qk.shape[-1:], eps=QK_NORM_EPS) * gains
-        q, k = rotate_pairs(qk, rotation).unbind(1)
-        return linear(self.out, attention(q, k, v[:, 0], lengths))
+    def forward(self, x: Rows, rotation: Tensor, lengths: Sequence[int], linear: LinearCall) -> Tensor:
+        qkv = linear(self.qkv, x)
+        gains = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
+        q, k, v = turned_heads(qkv, (self.heads, self.heads), gains, QK_NORM_EPS, rotation)
+        return linear(self.out, coded(attention(q, k, v, lengths), linear.form(self.out)))
 
 
 class FeedForward(nn.Module):
@@ -177,8 +197,8 @@ class FeedForward(nn.Module):
         self.w13 = FusedLinear(config.dim, (config.hidden, config.hidden), bias=False)
         self.w2 = nn.Linear(config.hidden, config.dim, bias=False)
 
-    def forward(self, x: Tensor, linear: LinearCall) -> Tensor:
-        return linear(self.w2, swiglu(linear(self.w13, x)))
+    def forward(self, x: Rows, linear: LinearCall) -> Tensor:
+        return linear(self.w2, swiglu(linear(self.w13, x), linear.form(self.w2)))
 
 
 class Block(nn.Module):
@@ -196,39 +216,66 @@ class Block(nn.Module):
         self.adaLN_modulation = nn.Linear(config.time_dim, 4 * config.dim) if modulated else None
 
     def modulate(self, time: Tensor, linear: LinearCall) -> BlockModulation:
-        """The four factors for embedded times ``[times, time_dim]``."""
+        """The factors for embedded times ``[times, time_dim]``."""
         assert self.adaLN_modulation is not None, "the context refiner is not modulated"
         scale_attention, gate_attention, scale_ffn, gate_ffn = linear(self.adaLN_modulation, time).chunk(4, dim=-1)
-        return BlockModulation(1 + scale_attention, gate_attention.tanh(), 1 + scale_ffn, gate_ffn.tanh())
+        return BlockModulation(
+            (1 + scale_attention) * self.attention_norm1,
+            gate_attention.tanh() * self.attention_norm2,
+            (1 + scale_ffn) * self.ffn_norm1,
+            gate_ffn.tanh() * self.ffn_norm2,
+        )
+
+    def unmodulated(self) -> BlockModulation:
+        """The norms' own weights, as one row."""
+        norms = (self.attention_norm1, self.attention_norm2, self.ffn_norm1, self.ffn_norm2)
+        return BlockModulation(*(norm[None] for norm in norms))
+
+    def begin(self, x: Tensor, gain: Tensor, run: Run) -> Rows:
+        """The first norm, of tokens that do not come from a block."""
+        return gained_norm(x, gain, self.eps, run.row, self.form(run))
+
+    def form(self, run: Run) -> Form:
+        """What the first layer wants its tokens in."""
+        return run.linear.form(self.attention.qkv)
 
     def forward(
-        self,
-        x: Tensor,
-        rotation: Tensor,
-        lengths: Sequence[int],
-        modulation: BlockModulation | None = None,
-        row: int | Tensor = 0,
-        linear: LinearCall = plain,
-    ) -> Tensor:
+        self, x: Tensor, normed: Rows, run: Run, modulation: BlockModulation, next_gain: Tensor | None, next_form: Form
+    ) -> tuple[Tensor, Rows]:
         """
         Args:
             x: packed tokens ``[T, D]``.
-            rotation: complex64 ``[T, head_dim / 2]``.
-            lengths: tokens of each image.
-            modulation: left out by blocks that are not modulated.
-            row: the row of the modulation: one for all tokens, or ``[T]``.
-            linear: applies the linear layers, with LoRAs or without.
+            normed: the same after the block's first norm.
+            modulation: factors of the norms.
+            next_gain, next_form: of the next block's first norm, which is taken in the same pass as the end of this block.
+
+        Returns:
+            ``x`` and ``normed`` of the next block.
         """
-        if modulation is None:
-            update = self.attention(rms_norm(x, self.attention_norm1, self.eps), rotation, lengths, linear)
-            x = x + rms_norm(update, self.attention_norm2, self.eps)
-            update = self.feed_forward(rms_norm(x, self.ffn_norm1, self.eps), linear)
-            return x + rms_norm(update, self.ffn_norm2, self.eps)
-        normed = norm_modulate(x, self.attention_norm1, self.eps, modulation.scale_attention[row])
-        update = self.attention(normed, rotation, lengths, linear)
-        x = gated_residual(x, update, self.attention_norm2, self.eps, modulation.gate_attention[row])
-        update = self.feed_forward(norm_modulate(x, self.ffn_norm1, self.eps, modulation.scale_ffn[row]), linear)
-        return gated_residual(x, update, self.ffn_norm2, self.eps, modulation.gate_ffn[row])
+        linear = run.linear
+        update = self.attention(normed, run.rotation, run.lengths, linear)
+        form = linear.form(self.feed_forward.w13)
+        x, normed = residual_norm(x, update, modulation.attention_gate, modulation.ffn_gain, self.eps, run.row, form)
+        update = self.feed_forward(normed, linear)
+        return residual_norm(x, update, modulation.ffn_gate, next_gain, self.eps, run.row, next_form)
+
+
+def run_blocks(
+    blocks: Sequence[Block], modulations: Sequence[BlockModulation], xs: Sequence[Tensor], runs: Sequence[Run]
+) -> list[Tensor]:
+    """Takes packed tokens through a stack of blocks, each ``[T, D]`` in a run of its own; a block meets all runs in turn."""
+    if not blocks:
+        return list(xs)
+    states = [(x, blocks[0].begin(x, modulations[0].attention_gain, run)) for x, run in zip(xs, runs, strict=True)]
+    gains = [modulation.attention_gain for modulation in modulations[1:]]
+    for block, modulation, following, gain in zip(
+        blocks, modulations, [*blocks[1:], None], [*gains, None], strict=True
+    ):
+        states = [
+            block(x, normed, run, modulation, gain, Form.PLAIN if following is None else following.form(run))
+            for (x, normed), run in zip(states, runs, strict=True)
+        ]
+    return [x for x, _ in states]
 
 
 class TimeEmbedder(nn.Module):
@@ -302,19 +349,35 @@ class ZImageTransformer(nn.Module):
     def device(self) -> torch.device:
         return self.x_pad_token.device
 
+    def try_operations(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Runs each operation of the blocks once over a few tokens, so that whatever has to be compiled or chosen for it is.
+
+        Weights need not be there.
+        """
+        config, few = self.config, PLANNED
+        block = cast(Block, self.layers[0])
+        x = torch.zeros(few, config.dim, device=device, dtype=dtype)
+        gain, form = x[:1], block.form(Run(x, (few,), plain))
+        gained_norm(x, gain, config.norm_eps, form=form)
+        for next_gain, next_form in ((gain, form), (None, Form.PLAIN)):
+            residual_norm(x, x, gain, next_gain, config.norm_eps, form=next_form)
+        swiglu(x.new_zeros(few, 2 * config.hidden), plain.form(block.feed_forward.w2))
+        gains = (x[0, : config.head_dim],) * 2 if config.qk_norm else None
+        rotation = torch.ones(few, config.head_dim // 2, dtype=torch.complex64, device=device)
+        heads = (config.heads, config.heads)
+        q, k, v = turned_heads(x.new_zeros(few, 3 * config.dim), heads, gains, QK_NORM_EPS, rotation)
+        coded(attention(q, k, v, (few,)), plain.form(block.attention.out))
+
     def refine_captions(self, captions: Sequence[Tensor], adapters: Sequence[Adapters | None]) -> list[Tensor]:
         """Embeds and refines captions with their LoRAs, each alone: ``[tokens, caption_dim]`` to ``[padded tokens, D]``."""
         pad, xs, runs = self.cap_pad_token, [], []
         for caption, own in zip(captions, adapters, strict=True):
             x = _padded(self.cap_embedder(caption.to(pad.dtype), adapted([own], [len(caption)])), pad)
             xs.append(x)
-            runs.append((self._rotation(_caption_positions(len(x)), pad.device), (len(x),), adapted([own], [len(x)])))
-        for block in self.context_refiner:
-            xs = [
-                block(x, rotation, lengths, linear=linear)
-                for x, (rotation, lengths, linear) in zip(xs, runs, strict=True)
-            ]
-        return xs
+            rotation = self._rotation(_caption_positions(len(x)), pad.device)
+            runs.append(Run(rotation, (len(x),), adapted([own], [len(x)])))
+        blocks = _blocks(self.context_refiner)
+        return run_blocks(blocks, [block.unmodulated() for block in blocks], xs, runs)
 
     def modulate(self, times: Tensor, adapters: Sequence[Adapters | None] | None = None) -> Modulation:
         """Modulation of each row of a generation.
@@ -326,8 +389,8 @@ class ZImageTransformer(nn.Module):
         linear = plain if adapters is None else adapted(adapters, [1] * len(times))
         embedded = self.t_embedder(times * self.config.time_scale, linear)
         return Modulation(
-            noise_refiner=tuple(cast(Block, block).modulate(embedded, linear) for block in self.noise_refiner),
-            layers=tuple(cast(Block, block).modulate(embedded, linear) for block in self.layers),
+            noise_refiner=tuple(block.modulate(embedded, linear) for block in _blocks(self.noise_refiner)),
+            layers=tuple(block.modulate(embedded, linear) for block in _blocks(self.layers)),
             final_scale=self.final_layer.modulate(embedded, linear),
         )
 
@@ -376,14 +439,14 @@ class ZImageTransformer(nn.Module):
             patches.append(_padded(adapted([own], [len(tokens)])(self.x_embedder, tokens), self.x_pad_token))
         x = torch.cat(patches)
         row, linear = _rows(rows, pack.image_lengths, self.device), adapted(sets, pack.image_lengths)
-        for block, factors in zip(self.noise_refiner, modulation.noise_refiner, strict=True):
-            x = block(x, pack.image_rotation, pack.image_lengths, factors, row, linear)
+        run = Run(pack.image_rotation, pack.image_lengths, linear, row)
+        (x,) = run_blocks(_blocks(self.noise_refiner), modulation.noise_refiner, [x], [run])
 
         joint = [part for pair in zip(x.split(list(pack.image_lengths)), captions, strict=True) for part in pair]
         x = torch.cat(joint)
         row, linear = _rows(rows, pack.joint_lengths, self.device), adapted(sets, pack.joint_lengths)
-        for block, factors in zip(self.layers, modulation.layers, strict=True):
-            x = block(x, pack.joint_rotation, pack.joint_lengths, factors, row, linear)
+        run = Run(pack.joint_rotation, pack.joint_lengths, linear, row)
+        (x,) = run_blocks(_blocks(self.layers), modulation.layers, [x], [run])
 
         # Only image tokens are read, so only they pay for the last projection.
         kept = [
@@ -413,6 +476,10 @@ class ZImageTransformer(nn.Module):
         tables = _rotation_tables(self.config.axes_dims, self.config.axes_lens, self.config.rope_theta)
         parts = [table[positions[:, axis]] for axis, table in enumerate(tables)]
         return torch.cat(parts, dim=-1).to(device)
+
+
+def _blocks(stack: nn.ModuleList) -> list[Block]:
+    return cast("list[Block]", list(stack))
 
 
 @lru_cache(maxsize=4)

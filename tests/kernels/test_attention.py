@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hwaga.kernels import reference
-from hwaga.kernels.reference import attend, attention, keeps_scores
+from hwaga.kernels import attention as attention_module
+from hwaga.kernels.attention import attend, attention, keeps_scores
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -25,8 +25,8 @@ def test_pieces_make_the_whole(causal: bool, kv_heads: int, rows: int, monkeypat
         return real(piece, *others, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    monkeypatch.setattr(reference, "keeps_scores", lambda device, dtype: True)
-    monkeypatch.setattr(reference, "SCORES", rows * 2 * 4 * 40 * 4)
+    monkeypatch.setattr(attention_module, "keeps_scores", lambda device, dtype: True)
+    monkeypatch.setattr(attention_module, "SCORES", rows * 2 * 4 * 40 * 4)
     torch.testing.assert_close(attend(q, k, v, causal=causal), whole, atol=1e-6, rtol=1e-5)
     assert max(asked) == min(rows, 40)
     assert sum(asked) == 40
@@ -36,8 +36,8 @@ def test_runs_of_a_pack_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(50, 3, 8, generator=generator) for _ in range(3))
     whole = attention(q, k, v, (20, 30), causal=True)
-    monkeypatch.setattr(reference, "keeps_scores", lambda device, dtype: True)
-    monkeypatch.setattr(reference, "SCORES", 5000)
+    monkeypatch.setattr(attention_module, "keeps_scores", lambda device, dtype: True)
+    monkeypatch.setattr(attention_module, "SCORES", 5000)
     torch.testing.assert_close(attention(q, k, v, (20, 30), causal=True), whole, atol=1e-6, rtol=1e-5)
 
 

@@ -1,0 +1,253 @@
+"""Puts what was measured into docs/performance.md, and draws it.
+
+    python benchmarks/tables.py [--check]
+
+Between ``<!-- NAME -->`` and ``<!-- end -->`` the document holds what this script makes of ``results/*.json``, so that no
+figure in it is anybody's memory. ``--check`` changes nothing, and fails where the document says something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+DOCUMENT = ROOT / "docs/performance.md"
+PLOT = ROOT / "docs/images/performance.svg"
+
+H100 = {"bf16": 989.0, "fp8": 1979.0, "bandwidth": 3350.0}
+L4 = {"bf16": 121.0, "fp8": 242.5, "bandwidth": 300.0}
+"""From NVIDIA's data sheets: dense TFLOP/s of the tensor cores, and GB/s of memory."""
+
+PRODUCTS = ("nvjet", "gemm", "cutlass", "fprop", "flash")
+"""What the names of matrix products and attention have in them, as profiles spell them."""
+
+
+def results(name: str) -> dict[str, Any]:
+    """What a benchmark wrote; nothing where it has not run."""
+    path = ROOT / f"benchmarks/results/{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """As Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def seconds(value: float) -> str:
+    return f"{value:.3f} s" if value < 10 else f"{value:.1f} s"
+
+
+def pictures(full: dict[str, Any]) -> str:
+    """Every contender at every size."""
+    rows = []
+    for size, found in full["pictures"].items():
+        for name, row in found.items():
+            if name == "floor":
+                continue
+            faster = row["times_faster_than"]
+            ratios = ", ".join(f"{value:.2f}×" for other, value in faster.items() if name.startswith("hwaga") and other)
+            rows.append(
+                [
+                    size,
+                    name,
+                    seconds(row["median"]),
+                    seconds(row["p95"]),
+                    seconds(row["first_seconds"]),
+                    ratios or "",
+                    f"{row['working_mib'] / 1024:.2f} GiB",
+                    f"{row['joules']:.0f} J" if "joules" in row else "",
+                ]
+            )
+    head = [
+        "picture",
+        "engine",
+        "median",
+        "p95",
+        "first",
+        "times faster than diffusers, than compiled",
+        "beside weights",
+        "energy",
+    ]
+    return table(head, rows)
+
+
+def phases(full: dict[str, Any]) -> str:
+    """Where this engine's time goes, and the floor."""
+    rows = []
+    for size, found in full["pictures"].items():
+        for name in ("hwaga bfloat16", "hwaga fp8"):
+            spent, floor = found[name]["phases"], found.get("floor", {}).get(name, {})
+            rows.append(
+                [
+                    size,
+                    name,
+                    *(f"{spent[phase] * 1000:.0f} ms" for phase in ("encode", "denoise", "decode")),
+                    f"{floor['median'] * 1000:.0f} ms" if floor else "",
+                    f"{floor['denoise_times_floor']:.2f}×" if floor else "",
+                ]
+            )
+    return table(["picture", "engine", "encode", "denoise", "decode", "floor of denoising", "denoise / floor"], rows)
+
+
+def profile(name: str) -> str:
+    """The kernels of a step."""
+    found = results(name)
+    rows = [
+        [f"`{kernel}`", f"{row['microseconds_a_step'] / 1000:.2f} ms", f"{row['calls_a_step']:.0f}"]
+        for kernel, row in found["kernels"].items()
+        if row["microseconds_a_step"] >= 100
+    ]
+    rows.append(
+        [
+            "all, of the time that a step takes",
+            f"{found['busy_milliseconds_a_step']:.1f} of {found['milliseconds_a_step']:.1f} ms",
+            "",
+        ]
+    )
+    return table(["kernel", "time a step", "calls a step"], rows)
+
+
+def autoencoder(vae: dict[str, Any]) -> str:
+    rows = []
+    for case, found in vae["pictures"].items():
+        ours, theirs = found["hwaga"], found["diffusers"]
+        quality = (
+            f"{ours['psnr_db']:.1f} / {theirs['psnr_db']:.1f} dB"
+            if "psnr_db" in theirs
+            else f"{ours['psnr_db']:.1f} dB"
+        )
+        rows.append(
+            [
+                case,
+                f"{ours['ms']:.1f} ms",
+                f"{theirs['ms']:.1f} ms",
+                f"{ours['times_faster_than_diffusers']:.2f}×",
+                f"{ours['peak_mib']} MiB",
+                f"{theirs['peak_mib']} MiB",
+                quality,
+            ]
+        )
+    head = ["", "Hwaga", "diffusers", "times faster", "peak of Hwaga", "of diffusers", "PSNR to float32, ours / theirs"]
+    return table(head, rows)
+
+
+def operations(kernels: dict[str, Any]) -> str:
+    tokens, found = next((name, row) for name, row in kernels.items() if isinstance(row, dict) and "operations" in row)
+    rows = [
+        [f"{name}", f"{row['fused_us']:.0f} µs", f"{row['reference_us']:.0f} µs", row["difference"]]
+        for name, row in found["operations"].items()
+        if isinstance(row, dict)
+    ]
+    return table([f"at {tokens}", "fused", "plain torch", "largest difference, of the largest value"], rows)
+
+
+def on_an_l4() -> str:
+    """What the data sheets foretell of an L4, from the profiles of an H100: products by TFLOP/s, all else by bandwidth."""
+    rows = []
+    full = results("gpu_full")["pictures"]["1024x1024"]
+    for name, kind, engine in (("gpu_profile", "bf16", "hwaga bfloat16"), ("gpu_profile_fp8", "fp8", "hwaga fp8")):
+        kernels = results(name)["kernels"]
+        scaled = 0.0
+        for kernel, row in kernels.items():
+            product = any(mark in kernel for mark in PRODUCTS)
+            attention = "fprop" in kernel or "flash" in kernel
+            of = kind if product and not attention else "bf16" if product else "bandwidth"
+            scaled += row["microseconds_a_step"] / 1e6 * H100[of] / L4[of]
+        spent = full[engine]["phases"]
+        # Reading a prompt is bound by memory, decoding by products.
+        rest = spent["encode"] * H100["bandwidth"] / L4["bandwidth"] + spent["decode"] * H100["bf16"] / L4["bf16"]
+        rows.append(
+            [engine, f"{spent['denoise'] + spent['encode'] + spent['decode']:.2f} s", f"{8 * scaled + rest:.1f} s"]
+        )
+    return table(["1024×1024, 8 steps", "H100, measured", "L4, a prediction"], rows)
+
+
+def where(*names: str) -> str:
+    found = [results(name)["where"] for name in names if results(name)]
+    said = sorted(
+        {f"{one['gpu'] or one['cpu']}, torch {one['torch']}, commit {one['commit']}, {one['date']}" for one in found}
+    )
+    return "Measured on: " + "; ".join(said) + "."
+
+
+def draw(full: dict[str, Any]) -> str:
+    """Bars: seconds of every contender at every size of one picture."""
+    sizes = [(size, found) for size, found in full["pictures"].items() if "at once" not in size]
+    colours = ("#2f6f4f", "#6fb08a", "#8a8f98", "#c2c6cc")
+    wide, bar, left = 760, 18, 92
+    parts, y = [], 34
+    for size, found in sizes:
+        rows = [(name, row) for name, row in found.items() if name != "floor"]
+        longest = max(row["median"] for _, row in rows)
+        parts.append(f'<text x="8" y="{y + 30}" font-weight="600">{escape(size)}</text>')
+        for (name, row), colour in zip(rows, colours, strict=False):
+            length = row["median"] / longest * (wide - left - 300)
+            parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 4}" fill="{colour}"/>')
+            parts.append(f'<text x="{left + length + 6:.1f}" y="{y + 11}">{escape(name)}: {row["median"]:.3f} s</text>')
+            y += bar
+        if "floor" in found:
+            at = left + found["floor"]["hwaga bfloat16"]["median"] / longest * (wide - left - 300)
+            top = y - bar * len(rows)
+            parts.append(
+                f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 3}" y2="{y}" stroke="#b5432b" stroke-dasharray="3 2"/>'
+            )
+        y += 16
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {y}" width="{wide}" height="{y}" '
+        'font-family="system-ui, sans-serif" font-size="12" role="img" aria-label="Seconds for one picture">'
+        f'<rect width="{wide}" height="{y}" fill="#ffffff"/>'
+        '<text x="8" y="20" font-size="14" font-weight="600">Seconds for one picture, prompt to pixels; dashed: products and '
+        "attention of the denoising alone, in bfloat16</text>"
+    )
+    return head + "".join(parts) + "</svg>\n"
+
+
+def sections() -> dict[str, str]:
+    """What stands between the marks of the document, by name."""
+    full, made = results("gpu_full"), {}
+    if full:
+        made["pictures"], made["phases"] = pictures(full), phases(full)
+        made["where gpu_full"] = where("gpu_full")
+    for name in ("gpu_profile", "gpu_profile_fp8"):
+        if results(name):
+            made[name] = profile(name)
+    if results("gpu_vae"):
+        made["vae"] = autoencoder(results("gpu_vae"))
+    if results("gpu_kernels"):
+        made["operations"] = operations(results("gpu_kernels"))
+    if full and results("gpu_profile") and results("gpu_profile_fp8"):
+        made["l4"] = on_an_l4()
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    before = after = DOCUMENT.read_text(encoding="utf-8")
+    made = sections()
+    for name in re.findall(r"<!-- (?!end)(.+?) -->", before):
+        if name not in made:
+            sys.exit(f"No result makes the section {name!r} of {DOCUMENT.name}.")
+        between = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        after = between.sub(lambda found, name=name: f"{found[1]}{made[name]}\n{found[2]}", after)
+    plot = draw(results("gpu_full"))
+    if arguments.check:
+        if after != before or PLOT.read_text(encoding="utf-8") != plot:
+            sys.exit(f"{DOCUMENT.name} or its plot is not what the results say. Run python benchmarks/tables.py.")
+        return
+    DOCUMENT.write_text(after, encoding="utf-8")
+    PLOT.write_text(plot, encoding="utf-8")
+    print(DOCUMENT, PLOT, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

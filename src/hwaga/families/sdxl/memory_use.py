@@ -1,0 +1,131 @@
+"""What SDXL's networks take beside their weights, by the sizes of pictures.
+
+What is alive at a time was counted on a CPU, where ``tests/families/test_sdxl_memory_use.py`` holds it. What convolutions on a
+GPU copy besides is reckoned, not measured: ``benchmarks/gpu_sdxl.py`` holds the sum against what a GPU allocates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from hwaga.families.family import Picture
+from hwaga.families.sdxl.networks import Networks
+from hwaga.families.sdxl.words import CONTENT, WINDOW
+from hwaga.memory.plan import Phase, Work
+
+MIB = 2**20
+
+NOTHING: Mapping[str, int] = MappingProxyType({})
+
+SLACK = 64 * MIB
+"""In every phase: the workspaces of matrix products (32 MiB on an H100), those that convolutions keep, and small tensors."""
+
+KERNELS = 2
+"""A convolution on a GPU may copy its weights: so many times the largest's bytes."""
+
+UNET, UNET_COPIES = 15.8, 4.0
+"""The U-Net at its most, back at the latents' resolution: numbers for each latent and channel of the first level. 15.75 alive:
+skipped states, what was doubled and joined with one of them, its norm and its activation. Besides, a convolution's copies of
+its input and result in an order that a GPU likes better."""
+
+LAYER = 10
+"""A text encoder's layer at its most: numbers for each token and channel. 9 of them, beside the results of all layers."""
+
+DECODER, DECODER_COPIES = 6.1, 4.0
+"""The decoder at its most: numbers for each pixel and channel of its last level. 6.0 alive, where a picture of twice the
+channels was doubled in size, and a convolution's copies of it and of its result. The like decoder of Z-Image took 9.5 on an
+H100."""
+
+ENCODER, ENCODER_COPIES = 5.1, 2.0
+"""The same of the encoder. 5.0 alive."""
+
+SCORES = 3
+"""Matrices of scores that are alive where attention writes them out."""
+
+TILES = (1024, 768, 512, 256)
+"""Sides in pixels of the pieces that pictures may be encoded and decoded in, where they don't fit as a whole."""
+
+
+def phases(
+    networks: Networks,
+    pictures: Sequence[Picture],
+    itemsize: int,
+    vae_itemsize: int,
+    filling: int,
+    writing: Mapping[str, int] = NOTHING,
+    *,
+    keeps_scores: bool = False,
+) -> tuple[Phase, ...]:
+    """The stages of a batch, and what each of them takes.
+
+    Args:
+        itemsize, vae_itemsize: bytes of a number of the model, and of its autoencoder.
+        filling: taken beside a unit of weights while it is read.
+        writing: by part, taken while a weight is written out for a product.
+        keeps_scores: attention writes its scores out.
+    """
+    windows = [max(-(-picture.tokens // CONTENT), 1) for picture in pictures]
+    rows = [1 + picture.guided for picture in pictures]
+    width = networks.caption_width
+    # A caption, and the empty window beside it.
+    captions = sum(row * (own + 1) for row, own in zip(rows, windows, strict=True)) * WINDOW * width * itemsize
+    reading = sum(row * own for row, own in zip(rows, windows, strict=True)) + 1
+    layers = sum(int(each["num_hidden_layers"]) for each in (networks.text_encoder, networks.text_encoder_2))
+    text = reading * WINDOW * width * itemsize * (LAYER + layers) + captions
+    sizes = [(picture.width // networks.scale) * (picture.height // networks.scale) for picture in pictures]
+    latents = sum(4 * networks.latent_channels * size for size in sizes)
+    together: dict[tuple[int, int], int] = {}
+    for picture, row in zip(pictures, rows, strict=True):
+        together[picture.width, picture.height] = together.get((picture.width, picture.height), 0) + row
+    channels = [int(count) for count in networks.unet["block_out_channels"]]
+    kernel = KERNELS * 9 * 2 * max(channels) ** 2 * itemsize
+    denoise = 0
+    for (w, h), row in together.items():
+        states = row * (w // networks.scale) * (h // networks.scale)
+        scores = SCORES * row * _scores(networks, w, h) * itemsize if keeps_scores else 0
+        denoise = max(denoise, round(states * (UNET + UNET_COPIES) * channels[0] * itemsize) + scores)
+    # What every sampler keeps of each picture: its latents, the denoised ones of two steps, and the outputs of both prompts.
+    held = captions + 4 * latents
+    found = [
+        Phase("load", "", (Work(filling + SLACK),)),
+        Phase("text", "text_encoder", (Work(text + writing.get("text_encoder", 0) + SLACK),)),
+    ]
+    vae_channels = int(networks.vae["block_out_channels"][0])
+    sources = [picture for picture in pictures if picture.source]
+    if sources:
+        found.append(
+            Phase("source", "vae", _in_tiles(sources, (ENCODER + ENCODER_COPIES) * vae_channels, vae_itemsize, held))
+        )
+    work = denoise + kernel + held + 2 * latents + writing.get("denoiser", 0) + SLACK
+    found.append(Phase("denoise", "denoiser", (Work(work),)))
+    found.append(
+        Phase("decode", "vae", _in_tiles(pictures, (DECODER + DECODER_COPIES) * vae_channels, vae_itemsize, held))
+    )
+    return tuple(found)
+
+
+def _scores(networks: Networks, width: int, height: int) -> int:
+    """Numbers of the largest matrix of scores of one row."""
+    heads = networks.unet["attention_head_dim"]  # which diffusers calls so, and which is their number
+    counts = heads if isinstance(heads, list | tuple) else [heads] * len(networks.unet["block_out_channels"])
+    most = 0
+    for level, (kind, count) in enumerate(zip(networks.unet["down_block_types"], counts, strict=True)):
+        if kind.startswith("CrossAttn"):
+            side = networks.scale * 2**level
+            most = max(most, int(count) * (-(-width // side) * -(-height // side)) ** 2)
+    return most
+
+
+def _in_tiles(pictures: Sequence[Picture], numbers: float, itemsize: int, held: int) -> tuple[Work, ...]:
+    """Ways to take the pictures through the autoencoder, one after the other: whole, or in ever smaller pieces."""
+    ways = []
+    for tile in (None, *TILES):
+        if tile is not None and tile >= max(max(p.width, p.height) for p in pictures):
+            continue
+        # A whole picture in float32 and the pieces that it is blended of.
+        pixels = max(p.width * p.height for p in pictures)
+        piece = pixels if tile is None else max(min(p.width, tile) * min(p.height, tile) for p in pictures)
+        blended = 0 if tile is None else 2 * 16 * pixels
+        ways.append(Work(round(piece * numbers * itemsize) + 12 * pixels + blended + held + SLACK, tile))
+    return tuple(ways)

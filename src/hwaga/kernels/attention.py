@@ -1,0 +1,120 @@
+"""Softmax attention, by the quickest way that a device has: measured the first time, never assumed."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+CANDIDATES = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+"""Ways of torch's that need no matrix of scores."""
+
+PLANNED = 1024
+"""Tokens from which on cuDNN is considered. For each new number of tokens it makes a plan, which took 58 ms on an H100
+(``benchmarks/gpu_kernels.py``): prompts differ in length and are read once."""
+
+TRIAL_TOKENS, TRIAL_HEADS, TRIAL_CALLS, TRIALS = 4096, 32, 8, 3
+"""Enough work that the GPU is behind the host, however busy that is: then the events see the GPU alone."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal: bool = False) -> Tensor:
+    """Softmax attention inside each run of the pack.
+
+    Args:
+        q: ``[tokens, heads, head_dim]``.
+        k, v: ``[tokens, kv_heads, head_dim]``; ``heads`` is a multiple of ``kv_heads``.
+        lengths: tokens of each run, in order; their sum is ``tokens``.
+
+    Returns:
+        ``[tokens, heads * head_dim]``.
+    """
+    if len(set(lengths)) > 1:
+        runs = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), lengths, strict=True)
+        return torch.cat([attention(a, b, c, (length,), causal=causal) for a, b, c, length in runs])
+    batch = len(lengths)
+    q, k, v = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
+    return attend(q, k, v, causal=causal).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
+    """Softmax attention of ``[batch, heads, tokens, head_dim]``; keys and values may have fewer heads.
+
+    Where the device has no kernel that works without the matrix of scores, queries go through in pieces.
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if not keeps_scores(q.device, q.dtype):
+        way = quickest(q.device, q.dtype, q.shape[-1], q.shape[2] >= PLANNED, grouped, causal) if q.is_cuda else None
+        if way is None:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+        with sdpa_kernel(way):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+    rows = max(SCORES // (q.shape[0] * q.shape[1] * k.shape[2] * q.element_size()), 1)
+    pieces = []
+    for start in range(0, q.shape[2], rows):
+        piece = q[:, :, start : start + rows]
+        seen = None
+        if causal:
+            places = torch.arange(start, start + piece.shape[2], device=q.device)
+            seen = places[:, None] >= torch.arange(k.shape[2], device=q.device)
+        pieces.append(F.scaled_dot_product_attention(piece, k, v, seen, enable_gqa=grouped))
+    return torch.cat(pieces, dim=2)
+
+
+@cache
+def quickest(
+    device: torch.device, dtype: torch.dtype, head_dim: int, planned: bool, grouped: bool, causal: bool
+) -> SDPBackend | None:
+    """Which of ``CANDIDATES`` is the quickest on a GPU for such heads; None where none of them takes them.
+
+    It takes some tens of milliseconds, once a process; most of a second where cuDNN is loaded for it.
+
+    Args:
+        planned: ways that plan for each number of tokens are considered.
+    """
+    heads = TRIAL_HEADS // 4 if grouped else TRIAL_HEADS
+    q = torch.zeros(1, TRIAL_HEADS, TRIAL_TOKENS, head_dim, device=device, dtype=dtype)
+    k = q[:, :heads].clone()
+    seconds: dict[SDPBackend, float] = {}
+    for way in CANDIDATES if planned else [way for way in CANDIDATES if way is not SDPBackend.CUDNN_ATTENTION]:
+        try:
+            seconds[way] = _seconds(q, k, way, causal=causal, grouped=grouped)
+        except RuntimeError:  # it does not take such heads: torch names no other error for that
+            continue
+    return min(seconds, key=lambda way: seconds[way]) if seconds else None
+
+
+def _seconds(q: Tensor, k: Tensor, way: SDPBackend, *, causal: bool, grouped: bool) -> float:
+    taken = list[float]()
+    with sdpa_kernel(way), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a way that does not take such heads, torch says why
+        for _ in range(TRIALS):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            F.scaled_dot_product_attention(q, k, k, is_causal=causal, enable_gqa=grouped)
+            begin.record()
+            for _ in range(TRIAL_CALLS):
+                F.scaled_dot_product_attention(q, k, k, is_causal=causal, enable_gqa=grouped)
+            end.record()
+            end.synchronize()
+            taken.append(begin.elapsed_time(end))
+    return min(taken)
+
+
+SCORES = 128 * 2**20
+"""Bytes of a matrix of scores that is worked on at a time; some three of them are alive."""
+
+SCORES_ALIVE = 4 * SCORES
+
+
+@cache
+def keeps_scores(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention on a device writes its scores out. Fused kernels work on CPUs, and on NVIDIA GPUs from Ampere on in any
+    format, before that not in bfloat16.
+    """
+    if device.type == "cuda":
+        return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0)
+    return device.type not in ("cpu", "meta")

@@ -1,0 +1,111 @@
+"""The operations as networks call them: fused where a GPU runs them and nobody wants a gradient, else the reference."""
+
+from __future__ import annotations
+
+import subprocess
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hwaga.kernels import reference
+from hwaga.kernels.coded import Coded, Form, Rows
+
+
+def gained_norm(x: Tensor, gain: Tensor, eps: float, row: int | Tensor = 0, form: Form = Form.PLAIN) -> Rows:
+    """See ``reference.gained_norm``."""
+    if _is_fused(x):
+        from hwaga.kernels import fused
+
+        return fused.gained_norm(x, gain, eps, row, form)
+    return reference.gained_norm(x, gain, eps, row, form)
+
+
+def residual_norm(
+    x: Tensor,
+    update: Tensor,
+    gate: Tensor | None,
+    gain: Tensor | None,
+    eps: float,
+    row: int | Tensor = 0,
+    form: Form = Form.PLAIN,
+) -> tuple[Tensor, Rows]:
+    """See ``reference.residual_norm``."""
+    if _is_fused(x):
+        from hwaga.kernels import fused
+
+        return fused.residual_norm(x, update, gate, gain, eps, row, form)
+    return reference.residual_norm(x, update, gate, gain, eps, row, form)
+
+
+def swiglu(gate_up: Tensor, form: Form = Form.PLAIN) -> Rows:
+    """See ``reference.swiglu``."""
+    if _is_fused(gate_up):
+        from hwaga.kernels import fused
+
+        return fused.swiglu(gate_up, form)
+    return reference.swiglu(gate_up, form)
+
+
+def coded(x: Tensor, form: Form = Form.CODES) -> Rows:
+    """See ``reference.coded``."""
+    if form is not Form.PLAIN and _is_fused(x):
+        from hwaga.kernels import fused
+
+        return fused.coded(x, form)
+    return reference.coded(x, form)
+
+
+def turned_heads(
+    qkv: Tensor,
+    heads: tuple[int, int],
+    gains: tuple[Tensor, Tensor] | None,
+    eps: float,
+    rotation: Tensor,
+    *,
+    halves: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See ``reference.turned_heads``."""
+    if _is_fused(qkv) and 2 * rotation.shape[1] & (2 * rotation.shape[1] - 1) == 0:
+        from hwaga.kernels import fused
+
+        return fused.turned_heads(qkv, heads, gains, eps, rotation, halves=halves)
+    return reference.turned_heads(qkv, heads, gains, eps, rotation, halves=halves)
+
+
+def scaled_product(x: Coded, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """See ``reference.scaled_product``."""
+    if multiplies_codes(x.codes.device):
+        return torch._scaled_mm(
+            x.codes, codes.t(), scale_a=x.scale, scale_b=scale.t(), out_dtype=dtype, use_fast_accum=True
+        )
+    return reference.scaled_product(x, codes, scale, dtype)
+
+
+@cache
+def multiplies_codes(device: torch.device) -> bool:
+    """Whether a device multiplies numbers of 8 bits (e4m3): NVIDIA's do from compute capability 8.9 on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def _is_fused(x: Tensor) -> bool:
+    return x.is_cuda and not torch.is_grad_enabled() and why_not_fused(x.device) is None
+
+
+@cache
+def why_not_fused(device: torch.device) -> str | None:
+    """None where fused operations run on a device, else what is missing, for people. Slower ones take their place."""
+    if device.type != "cuda":
+        return "There are fused operations for NVIDIA GPUs only."
+    if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
+        return "Fused operations need an NVIDIA GPU of compute capability 8.0 or above."
+    try:
+        from hwaga.kernels import fused
+
+        fused.coded(torch.zeros(1, 16, device=device))
+    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        reason = f"Triton does not run here, so that operations are not fused and pictures take longer: {error}"
+        warnings.warn(reason, RuntimeWarning, stacklevel=2)
+        return reason
+    return None
