@@ -1,7 +1,9 @@
-"""The three networks as training runs them: ``hwaga``'s own modules, over batches of equal shapes instead of packs.
+"""The three networks as training runs them: ``hwaga``'s own modules and weights, over batches of equal shapes.
 
-Inference packs pictures of any sizes one behind the other; training draws batches of one size, so that a graph is compiled once
-for all its blocks. Only the attention's indexing differs, and ``BatchedAttention`` is all there is of it.
+Inference packs pictures of any sizes one behind the other, and fuses what lies between its products; training draws
+batches of one size and wants gradients. So the modules are hwaga's, and what is here is how a block and a layer of
+theirs are applied to a batch, in plain operations that a compiler can fuse in both directions.
+``tests/training/test_networks.py`` holds it against theirs.
 
 Shapes: B pictures, N image tokens, P caption tokens (padded to a multiple of 32), D model width, C latent channels.
 """
@@ -9,7 +11,7 @@ Shapes: B pictures, N image tokens, P caption tokens (padded to a multiple of 32
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import cast
@@ -18,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwaga.families.z_image import text_encoder
 from hwaga.families.z_image import transformer as z_image
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
@@ -28,7 +31,7 @@ from hwaga.families.z_image.transformer import (
     TransformerConfig,
     ZImageTransformer,
 )
-from hwaga.weights.adapters import LinearCall, plain
+from hwaga.weights.adapters import plain
 from hwaga.weights.fused import FusedLinear
 from training.recipe import AutoencoderRecipe, Recipe, TextEncoderRecipe, TransformerRecipe
 
@@ -86,39 +89,24 @@ def autoencoder_config(sizes: AutoencoderRecipe, scaling: float = 1.0, shift: fl
     )
 
 
-class BatchedAttention(z_image.Attention):
-    """The transformer's attention over ``[B, tokens, D]``, with rotations as real numbers, which compilers can fuse."""
+Product = Callable[[nn.Linear, Tensor], Tensor]
+"""Applies a linear layer: as it is, or with what a LoRA adds to it."""
 
-    def forward(self, x: Tensor, rotation: Tensor, _lengths: object, linear: LinearCall) -> Tensor:
-        """``rotation``: ``[2, tokens, head_dim / 2]``, cosines and sines."""
-        qk, v = linear(self.qkv, x).unflatten(-1, (3, self.heads, -1)).split((2, 1), dim=2)
-        assert self.q_norm is not None, "always trained with norms"
-        assert self.k_norm is not None
-        gains = torch.stack((self.q_norm, self.k_norm))[:, None]
-        qk = F.rms_norm(qk, qk.shape[-1:], eps=z_image.QK_NORM_EPS) * gains
-        cos, sin = rotation[:, :, None, None]
-        even, odd = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
-        qk = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(v.dtype)
-        q, k = (each.transpose(1, 2) for each in qk.unbind(2))
-        mixed = F.scaled_dot_product_attention(q, k, v[:, :, 0].transpose(1, 2))
-        return linear(self.out, mixed.transpose(1, 2).flatten(2))
+
+def product(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer as it is."""
+    return F.linear(x, layer.weight, layer.bias)
 
 
 class TrainedTransformer(nn.Module):
-    """The Z-Image transformer with batched attention. ``net`` holds the weights under hwaga's names."""
+    """The Z-Image transformer over batches. ``net`` holds the weights under hwaga's names."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.net = ZImageTransformer(config)
-        for block in self.blocks():
-            block.attention = BatchedAttention(config)
         self._run = _run_block
         self._compiled_words = 0
         _initialise_transformer(self.net)
-
-    def blocks(self) -> Iterator[z_image.Block]:
-        for blocks in (self.net.noise_refiner, self.net.context_refiner, self.net.layers):
-            yield from cast("Iterator[z_image.Block]", iter(blocks))
 
     def compile_blocks(self, words: int) -> None:
         """Compiles one function for every block, where the whole network would take minutes; for captions of at most so many
@@ -140,7 +128,7 @@ class TrainedTransformer(nn.Module):
         size: tuple[int, int],
         times: Tensor,
         captions: Sequence[tuple[Tensor, Tensor]],
-        linear: LinearCall = plain,
+        linear: Product = product,
     ) -> list[Tensor]:
         """Velocities from noise to picture, for each of several sets of captions of the same pictures.
 
@@ -180,7 +168,7 @@ class TrainedTransformer(nn.Module):
         size: tuple[int, int],
         count: int,
         modulation: Modulation,
-        linear: LinearCall,
+        linear: Product,
     ) -> Tensor:
         net, words = self.net, captions.shape[1]
         image_rotation, caption_rotation = _rotations(net, size, words, x.device)
@@ -188,7 +176,7 @@ class TrainedTransformer(nn.Module):
         padding = torch.arange(words, device=x.device) >= lengths[:, None]
         caption = torch.where(padding[..., None], net.cap_pad_token, caption)
         for block in net.context_refiner:
-            caption = _run_block(block, caption, caption_rotation, None, linear)
+            caption = _run_block(block, caption, caption_rotation, _rows(block.unmodulated()), linear)
         x = torch.cat([x, caption], dim=1)
         rotation = torch.cat([image_rotation, caption_rotation], dim=1)
         run = self._run if words <= self._compiled_words else _run_block
@@ -198,16 +186,44 @@ class TrainedTransformer(nn.Module):
 
 
 def _run_block(
-    block: nn.Module, x: Tensor, rotation: Tensor, factors: tuple[Tensor, ...] | None, linear: LinearCall
+    block: z_image.Block, x: Tensor, rotation: Tensor, factors: tuple[Tensor, ...], linear: Product
 ) -> Tensor:
-    modulation = None if factors is None else BlockModulation(*factors)
-    return cast(Tensor, block(x, rotation, (), modulation, 0, linear))
+    """A block over ``[B, tokens, D]``.
+
+    Args:
+        rotation: cosines and sines, ``[2, tokens, head_dim / 2]``.
+        factors: what its four norms multiply with, ``[B, 1, D]`` or ``[1, 1, D]``.
+    """
+    attention_gain, attention_gate, ffn_gain, ffn_gate = factors
+    update = _attend(block.attention, _normed(x, block.eps) * attention_gain, rotation, linear)
+    x = x + _normed(update, block.eps) * attention_gate
+    gate, up = linear(block.feed_forward.w13, _normed(x, block.eps) * ffn_gain).chunk(2, dim=-1)
+    update = linear(block.feed_forward.w2, F.silu(gate) * up)
+    return x + _normed(update, block.eps) * ffn_gate
+
+
+def _attend(layer: z_image.Attention, x: Tensor, rotation: Tensor, linear: Product) -> Tensor:
+    """Rotations are real numbers here: compilers fuse nothing that is complex."""
+    qk, v = linear(layer.qkv, x).unflatten(-1, (3, layer.heads, -1)).split((2, 1), dim=2)
+    assert layer.q_norm is not None, "always trained with norms"
+    assert layer.k_norm is not None
+    qk = _normed(qk, z_image.QK_NORM_EPS) * torch.stack((layer.q_norm, layer.k_norm))[:, None]
+    cos, sin = rotation[:, :, None, None]
+    even, odd = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
+    qk = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(v.dtype)
+    q, k = (each.transpose(1, 2) for each in qk.unbind(2))
+    mixed = F.scaled_dot_product_attention(q, k, v[:, :, 0].transpose(1, 2))
+    return linear(layer.out, mixed.transpose(1, 2).flatten(2))
+
+
+def _normed(x: Tensor, eps: float) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], eps=eps)
 
 
 def _rows(factors: BlockModulation) -> tuple[Tensor, ...]:
-    """A row for each picture, in the place of the one row that all tokens of a pack share: ``[1, B, 1, D]``."""
-    each = (factors.scale_attention, factors.gate_attention, factors.scale_ffn, factors.gate_ffn)
-    return tuple(factor[None, :, None] for factor in each)
+    """A row for each picture, ``[B, 1, D]``."""
+    each = (factors.attention_gain, factors.attention_gate, factors.ffn_gain, factors.ffn_gate)
+    return tuple(factor[:, None] for factor in each)
 
 
 def _rotations(
@@ -248,14 +264,39 @@ class TrainedTextEncoder(nn.Module):
         _initialise_text_encoder(self)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``[B, P]`` token ids to ``[B, P, hidden]``. Attention is causal, so padding behind a caption changes
-        nothing of it."""
-        count, words = ids.shape
-        x = self.embedding(ids).flatten(0, 1)
-        cos, sin = (table.to(x).repeat(count, 1) for table in self._rotation(words))
+        """``[B, P]`` token ids to ``[B, P, hidden]``.
+
+        Attention is causal, so padding behind a caption changes nothing of it.
+        """
+        x = self.embedding(ids)
+        rotation = self._rotation(ids.shape[1])
+        cos, sin = (part.repeat(1, 2).to(x) for part in (rotation.real, rotation.imag))
         for layer in self.layers:
-            x = layer(x, cos, sin, (words,) * count, plain)
-        return x.unflatten(0, (count, words))
+            x = _run_layer(cast(text_encoder.Layer, layer), x, cos, sin)
+        return x
+
+
+def _run_layer(layer: text_encoder.Layer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """A layer over ``[B, P, hidden]``, with cosines and sines ``[P, head_dim]``."""
+    attention, sizes = layer.self_attn, layer.self_attn.config
+    heads = (sizes.heads, sizes.kv_heads, sizes.kv_heads)
+    qkv = product(attention.qkv_proj, _normed(x, layer.eps) * layer.input_layernorm)
+    q, k, v = (each.transpose(1, 2) for each in qkv.unflatten(-1, (sum(heads), -1)).split(heads, dim=2))
+    q, k = (
+        rotate_halves(_normed(each, layer.eps) * gain, cos, sin)
+        for each, gain in ((q, attention.q_norm), (k, attention.k_norm))
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=sizes.heads != sizes.kv_heads)
+    x = x + product(attention.o_proj, mixed.transpose(1, 2).flatten(2))
+    normed = _normed(x, layer.eps) * layer.post_attention_layernorm
+    gate, up = product(layer.mlp.gate_up_proj, normed).chunk(2, dim=-1)
+    return x + product(layer.mlp.down_proj, F.silu(gate) * up)
+
+
+def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns channels i and i + head_dim / 2 of ``[B, heads, P, head_dim]`` together."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def build_autoencoder(config: AutoencoderConfig) -> Autoencoder:
@@ -281,10 +322,10 @@ def unpatchify(tokens: Tensor, size: tuple[int, int]) -> Tensor:
     return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows * PATCH, columns * PATCH)
 
 
-def merged(layer: nn.Linear, x: Tensor, /) -> Tensor:
-    """A ``LinearCall`` for layers that ``add_lora`` has been at: the weight and what the LoRA adds to it, as one product."""
+def merged(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A ``Product`` for layers that ``add_lora`` has been at: the weight and what the LoRA adds to it, as one product."""
     if not hasattr(layer, "lora_down"):
-        return plain(layer, x)
+        return product(layer, x)
     update = (cast(Tensor, layer.lora_up) @ cast(Tensor, layer.lora_down)).flatten(0, 1)
     return F.linear(x, layer.weight + update, layer.bias)
 

@@ -19,15 +19,16 @@ from torch import Tensor
 
 from hwaga.families.z_image.autoencoder import Autoencoder
 from hwaga.sampling.schedule import flow_match
-from hwaga.weights.adapters import LinearCall, plain
 from training.batches import WITHOUT_CAPTION, WORDS, Batch, Chunk, Pool, Writer, grid, written
 from training.compose import compose
 from training.networks import (
     LATENT_CHANNELS,
     PATCH,
+    Product,
     TrainedTextEncoder,
     TrainedTransformer,
     patchify,
+    product,
     transformer_config,
     unpatchify,
 )
@@ -202,7 +203,7 @@ def flow_errors(
     captions: Tensor,
     nothing: Tensor | None,
     guidance: float,
-    linear: LinearCall = plain,
+    linear: Product = product,
 ) -> Tensor:
     """Mean squared errors of the velocities of a batch ``[B]``.
 
@@ -314,7 +315,7 @@ def sample(
     networks: tuple[TrainedTransformer, TrainedTextEncoder, Autoencoder],
     captions: list[str],
     size: tuple[int, int],
-    linear: LinearCall = plain,
+    linear: Product = product,
 ) -> Tensor:
     """Pictures ``[B, 3, H, W]`` of captions, always from the same noise. For looking while training; evaluation asks hwaga."""
     transformer, encoder, coder = networks
