@@ -10,15 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 from training.assemble import stored
+from training.low_rank import add_lora, merged, remove_lora
 from training.networks import (
     TrainedTextEncoder,
     TrainedTransformer,
     _run_block,
-    add_lora,
     autoencoder_config,
-    merged,
     patchify,
-    remove_lora,
     text_encoder_config,
     transformer_config,
     unpatchify,

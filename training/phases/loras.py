@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from training.batches import Batch
-from training.networks import add_lora, merged, remove_lora
+from training.low_rank import add_lora, merged, remove_lora
 from training.optimizer import MuonAdam
 from training.phases import autoencoder, transformer
-from training.phases.transformer import SHORT, SHOWN, NoiseLevels, Supply, flow_errors, sample, warm_up
+from training.phases.transformer import SHOWN, NoiseLevels, flow_errors, sample, warm_up
 from training.session import Progress, Session, keep, resume
+from training.supply import SHORT, Supply
 
 OWN_SIGMAS = 0.6
 """A LoRA has seconds to learn: more of its samples are at the sampler's own noise levels."""
