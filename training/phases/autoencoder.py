@@ -59,7 +59,7 @@ def train(session: Session, seconds: float | None = None) -> None:
         error = again - picture.float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         squared = error.square().mean()
-        loss = error.abs().mean() + 4 * squared + 0.5 * _edges(error) + recipe.kl * kl
+        loss = error.abs().mean() + 8 * squared + 0.5 * _edges(error) + recipe.kl * kl
         loss.backward()
         session.share_gradients([optimizer])
         optimizer.step(*progress.rates(done))
