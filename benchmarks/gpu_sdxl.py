@@ -140,14 +140,14 @@ def compare(folder: Path, device: str, dtype: str, size: tuple[int, int], steps:
     def ours(seed: int) -> Any:
         return engine.generate(
             ImageRequest(
-                f"{PROMPT[:200]} {seed}", negative=f"{NEGATIVE} {seed}", guidance=GUIDANCE, steps=steps, width=width,
+                f"{PROMPT[:100]} {seed}", negative=f"{NEGATIVE} {seed}", guidance=GUIDANCE, steps=steps, width=width,
                 height=height, seed=seed,
             )
         )  # fmt: skip
 
     def theirs(seed: int) -> Any:
         return pipe(
-            f"{PROMPT[:200]} {seed}", negative_prompt=f"{NEGATIVE} {seed}", guidance_scale=GUIDANCE,
+            f"{PROMPT[:100]} {seed}", negative_prompt=f"{NEGATIVE} {seed}", guidance_scale=GUIDANCE,
             num_inference_steps=steps, width=width, height=height, generator=torch.Generator("cpu").manual_seed(seed),
         ).images[0]  # fmt: skip
 
@@ -186,7 +186,7 @@ def stages(folder: Path, device: str, dtype: str, sizes: dict[str, tuple[int, in
         for name, (width, height, count) in sizes.items():
             pictures = [Picture(width, height, 60, source=True, guided=True)] * count
             foretold = {phase.name: phase.work[0].nbytes for phase in model.demand(pictures, STEPS, 0).phases}
-            prompts = [model.tokenize(f"{PROMPT[:200]} {name} {i}", 225) for i in range(2 * count)]
+            prompts = [model.tokenize(f"{PROMPT[:100]} {name} {i}", 225) for i in range(2 * count)]
             measured = {}
             model.forget()
             _, measured["text"], captions = timed(lambda p=prompts: model.encode_prompts(p, [None] * len(p)), cuda)
@@ -228,7 +228,7 @@ def under_cap(
             for kind, extra in {"text2image": {}, "image2image": {"image": start, "strength": 0.6}}.items():
                 batch = [
                     ImageRequest(
-                        f"{PROMPT[:200]}, {kind} {i}", negative=NEGATIVE, guidance=GUIDANCE, width=width, height=height,
+                        f"{PROMPT[:100]}, {kind} {i}", negative=NEGATIVE, guidance=GUIDANCE, width=width, height=height,
                         steps=steps, seed=7 + i, **extra,
                     )
                     for i in range(count)
@@ -272,7 +272,7 @@ def side_by_side(sdxl: Path, z_image: Path, device: str, dtype: str, *, tiny: bo
     ):
         for run in range(runs + 1):
             for name, engine, steps in zip(taken, (turbo, other), (8, 3 if tiny else STEPS), strict=True):
-                request = ImageRequest(f"{PROMPT[:200]} {run}", width=size, height=size, seed=run, steps=steps)
+                request = ImageRequest(f"{PROMPT[:100]} {run}", width=size, height=size, seed=run, steps=steps)
                 seconds, _, _ = timed(lambda e=engine, r=request: e.generate(r), device == "cuda")
                 taken[name] += [seconds] if run else []
     rows: dict[str, Any] = {name: spread(seconds) for name, seconds in taken.items()}

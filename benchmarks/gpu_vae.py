@@ -403,11 +403,11 @@ def attention(sizes: list[int], channels: int, runs: int) -> dict[str, Any]:
                 return F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])
 
         def pieces(scores: int, q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
-            before, wide_attention.SCORES = wide_attention.SCORES, scores
+            before, torch_attention.WIDE_SCORES = torch_attention.WIDE_SCORES, scores
             try:
                 return wide_attention.attend_wide(q, k, v)
             finally:
-                wide_attention.SCORES = before
+                torch_attention.WIDE_SCORES = before
 
         def by_torch(rows: int, q: Tensor = q, k: Tensor = k, v: Tensor = v) -> Tensor:
             """Scores in the model's format."""

@@ -20,6 +20,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The settings and terminal of whoever runs the tests are no part of them. HWAGA_REQUIRE_BROWSER is no setting: see tests/ui.
 for name in [name for name in os.environ if name.startswith("HWAGA_") and name != "HWAGA_REQUIRE_BROWSER"]:
     del os.environ[name]
+# Which number format suits a CPU is the machine's; what the tests say holds for one format on all machines.
+os.environ["HWAGA_DTYPE"] = "float32"
 for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
     os.environ.pop(name, None)
 os.environ["NO_COLOR"] = "1"

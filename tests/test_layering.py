@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "prompt": FOUNDATION,
     "resolve": FOUNDATION | {"prompt", "families", "weights"},
     "placement": FOUNDATION | {"families", "memory"},
-    "forecast": FOUNDATION | {"families", "memory", "weights", "placement", "resolve"},
+    "forecast": FOUNDATION | {"families", "memory", "weights", "kernels", "placement", "resolve"},
     "engine": FOUNDATION
     | {"prompt", "families", "memory", "weights", "sampling", "kernels", "placement", "resolve", "forecast"},
     "__init__": FOUNDATION | {"prompt", "engine"},  # the public names

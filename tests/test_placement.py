@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -93,6 +94,40 @@ PIECES: dict[str, tuple[Callable[[Any], Any], int]] = {
     "at the end of the last step": (lambda model: model.transformer.final_layer, 3),
     "in the second picture's decoding": (lambda model: model.autoencoder.decoder.up_blocks[2], 2),
 }
+
+
+def test_networks_run_with_their_device_as_the_current_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whoever gets the steps meanwhile finds the one that was current before."""
+    inside = list[torch.device]()
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        inside.append(device)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(placement, "current", current)
+    model, ran = model_of(engine), list[str]()
+
+    def seen(name: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            assert inside == [engine.device], name
+            ran.append(name)
+
+        return hook
+
+    networks = {"text": model.text_encoder.layers[0], "refiner": model.transformer.context_refiner[0],
+                "denoiser": model.transformer.layers[0], "encoder": model.autoencoder.encoder,
+                "decoder": model.autoencoder.decoder}  # fmt: skip
+    hooks = [network.register_forward_pre_hook(seen(name)) for name, network in networks.items()]
+    try:
+        model.forget()
+        for _ in engine.stream(IMAGE):
+            assert not inside
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert set(ran) == set(networks)
 
 
 @pytest.mark.parametrize("tight", [False, True], ids=["resident", "streamed"])

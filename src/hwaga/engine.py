@@ -88,8 +88,8 @@ class Engine:
         Args:
             model: a model's name, a checkpoint folder, a card file or a card; the settings' model when left out.
             device: "cuda", "cuda:1", "mps", "cpu"; the settings' device, or the fastest present.
-            dtype: "bfloat16", "float32", and for some families "float16"; the settings' dtype, or float32 on the CPU and what
-                the family prefers on a GPU.
+            dtype: "bfloat16", "float32", and for some families "float16"; the settings' dtype, or what the family prefers on a
+                GPU, and on the CPU bfloat16 where that multiplies it, else float32.
             precision: "int8", "fp8" or "int4" to keep the large weights in fewer bits, "full" for the dtype; the settings'.
                 "auto" is the dtype where that fits in any way, and else the best that does.
             vram, ram: most that this process may take of the GPU and of the host, as bytes or as "8 GiB"; the settings', or

@@ -20,8 +20,9 @@ from hwaga.cards import ModelCard
 from hwaga.errors import DeviceError, DoesNotFitError
 from hwaga.families import find_family
 from hwaga.families.family import Model, Picture
+from hwaga.kernels.operations import why_not_fused
 from hwaga.memory.budget import budget, cap_for, host_memory, process_memory, rounded
-from hwaga.memory.device import device_memory, find_device
+from hwaga.memory.device import device_memory, find_device, multiplies_bfloat16
 from hwaga.memory.plan import Budget, Plan, plan
 from hwaga.model_lookup import find_card
 from hwaga.placement import Caps
@@ -129,7 +130,7 @@ def forecast(
 
         @cache
         def model_kept(way: str) -> Model:
-            return opened.enter_context(closing(_headers(card, chosen, way)))
+            return opened.enter_context(closing(_headers(card, _like(place), chosen, way)))
 
         def planned(way: str, wanted: Sequence[Picture], count: int) -> Plan | None:
             try:
@@ -237,7 +238,8 @@ def find_dtype(name: str | None, offered: Sequence[str], device: str) -> torch.d
         DeviceError: the model does not run in it.
     """
     if name is None:
-        name = "float32" if device == "cpu" else offered[0]
+        on_cpu = "bfloat16" if multiplies_bfloat16() else "float32"
+        name = on_cpu if device == "cpu" else offered[0]
     name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(name, name)
     if name not in offered:
         raise DeviceError(f"The number format must be one of {', '.join(offered)}, not {name!r}.")
@@ -254,14 +256,19 @@ def _is_whole(card: ModelCard) -> bool:
     return card.present and (marker is None or not marker.missing)
 
 
-def _headers(card: ModelCard, dtype: torch.dtype, way: str) -> Model:
+def _like(place: torch.device | None) -> torch.device:
+    """Where a model lies that is only asked for its sizes: a GPU's are those of the meta device if operations are fused on it,
+    as they are on one that is thought of, and those of the CPU if they are not.
+    """
+    return torch.device("meta" if place is None or why_not_fused(place) is None else "cpu")
+
+
+def _headers(card: ModelCard, device: torch.device, dtype: torch.dtype, way: str) -> Model:
     """A model that can say what it would ask of memory."""
     family, precision = find_family(card.family), None if way == FULL else way
     if not _is_whole(card):
-        return family.outline(dtype=dtype, precision=precision)
-    return family.open(
-        card.folder, files=card.files, device=torch.device("cpu"), dtype=dtype, lora_bytes=0, precision=precision
-    )
+        return family.outline(device=device, dtype=dtype, precision=precision)
+    return family.open(card.folder, files=card.files, device=device, dtype=dtype, lora_bytes=0, precision=precision)
 
 
 def _there(place: torch.device | None, caps: Caps) -> Budget:

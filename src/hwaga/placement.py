@@ -14,7 +14,7 @@ import torch
 from hwaga.errors import DeviceMemoryError, DoesNotFitError
 from hwaga.families.family import Model, Picture, Progress
 from hwaga.memory.budget import CONTEXT, STEP, budget, host_memory, process_memory, rounded
-from hwaga.memory.device import device_memory, give_back, limit_allocator
+from hwaga.memory.device import current, device_memory, give_back, limit_allocator
 from hwaga.memory.plan import Budget, Plan, plan
 from hwaga.memory.residency import Residency
 from hwaga.memory.trim import trim_host_memory
@@ -79,8 +79,9 @@ class Attempt:
         """
         while True:
             try:
-                self._placement.enforce(self.plan)
-                return call()
+                with current(self._placement.device):
+                    self._placement.enforce(self.plan)
+                    return call()
             except RuntimeError as error:
                 if not ran_out(error):
                     raise

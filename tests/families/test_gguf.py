@@ -209,7 +209,7 @@ def test_what_is_missing_is_named(source: Path, original: dict[str, StateDict], 
 
 def test_loras_run_beside_the_blocks(source: Path, original: dict[str, StateDict], tmp_path: Path) -> None:
     packed, plain = write(tmp_path, source, original, "Q8_0", "Q4_0")
-    chosen = Settings(data_dir=str(tmp_path / "data"))
+    chosen = Settings(data_dir=str(tmp_path / "data"), dtype="float32")
     chosen.loras.mkdir(parents=True)
     generator = torch.Generator().manual_seed(5)
     pairs = {"attention.to_k": (256, 256), "feed_forward.w2": (256, 682)}

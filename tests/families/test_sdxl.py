@@ -205,7 +205,7 @@ def test_a_plan_without_files() -> None:
     assert made.pictures[0].guided
     assert made.plan.peak_vram_bytes <= 8 * 2**30
     card = find_card("sdxl", Path("/nowhere"))
-    model = cast(SdxlModel, find_family("sdxl").outline(dtype=torch.float16))
+    model = cast(SdxlModel, find_family("sdxl").outline(device=torch.device("meta"), dtype=torch.float16))
     found = {name: sum(parameter.numel() for parameter in getattr(model, name).parameters()) for name in card.parts}
     assert found == {name: part.parameters for name, part in card.parts.items()}
     model.close()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
-from hwaga.kernels import group_norm, image_ops, reference, upsample, wide_attention
+from hwaga.kernels import attention, group_norm, image_ops, reference, upsample, wide_attention
 from hwaga.kernels.attention import attend
 
 FEW = settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -25,8 +25,8 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(group_norm, "PROGRAMS", 4)
     monkeypatch.setattr(group_norm, "JOINED", 32)
     monkeypatch.setattr(wide_attention, "BLOCK", 16)
-    monkeypatch.setattr(wide_attention, "QUERIES", 8)
-    monkeypatch.setattr(wide_attention, "SCORES", 1)
+    monkeypatch.setattr(attention, "WIDE_QUERIES", 8)
+    monkeypatch.setattr(attention, "WIDE_SCORES", 1)
     for module in (group_norm, upsample):
         monkeypatch.setattr(module, "ROWS", 4)
         monkeypatch.setattr(module, "COLUMNS", 16)
@@ -121,7 +121,7 @@ def test_the_network_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         parameter.add_(0.1 * torch.randn_like(parameter))
     monkeypatch.setattr(group_norm, "ROWS", 32)
     monkeypatch.setattr(upsample, "ROWS", 32)
-    monkeypatch.setattr(wide_attention, "QUERIES", 128)
+    monkeypatch.setattr(attention, "WIDE_QUERIES", 128)
     pixels, latents = torch.randn(1, 3, 12, 10), torch.randn(1, 4, 5, 6)
     expected = autoencoder.encode(pixels), autoencoder.decode(latents)
     monkeypatch.setattr(image_ops, "fused", lambda x: True)

@@ -203,7 +203,8 @@ class Family(Protocol):
         Args:
             folder: the checkpoint, in diffusers' layout.
             files: the files that hold the networks, where it is in another layout.
-            device, dtype: where the networks run, and in which number format.
+            device, dtype: where the networks run, and in which number format. On the meta device they can only say what they
+                would ask of a GPU.
             lora_bytes: of LoRAs that are kept on the device.
             precision: how the large weights are kept, of ``precisions``; as the dtype where None.
         """
@@ -218,8 +219,8 @@ class Family(Protocol):
             CheckpointError: the checkpoint is damaged, or cannot be written like that.
         """
 
-    def outline(self, *, dtype: torch.dtype, precision: str | None = None) -> Model:
-        """The published model without any files: it can say what it would ask of memory, and nothing else."""
+    def outline(self, *, device: torch.device, dtype: torch.dtype, precision: str | None = None) -> Model:
+        """The published model without any files: it can say what it would ask of memory, and nothing else. As ``open``."""
 
     def check_lora(self, folder: Path, lora: Path, *, files: Sequence[Path] = ()) -> None:
         """Raises LoraError where a LoRA file is not for a checkpoint, of which no weights are read. As ``open``."""

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hwaga.kernels import cpu
+
 CANDIDATES = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 """Ways of torch's that need no matrix of scores."""
 
@@ -46,6 +48,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
 
     Where the device has no kernel that works without the matrix of scores, queries go through in pieces.
     """
+    if q.dtype != v.dtype:
+        return cpu.attend(q, k, v)
     grouped = q.shape[1] != k.shape[1]
     if not keeps_scores(q.device, q.dtype):
         way = quickest(q.device, q.dtype, q.shape[-1], q.shape[2] >= PLANNED, grouped, causal) if q.is_cuda else None
@@ -118,3 +122,31 @@ def keeps_scores(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type == "cuda":
         return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device) < (8, 0)
     return device.type not in ("cpu", "meta")
+
+
+WIDE_SCORES = 64 * 2**20
+"""Bytes of float32 scores that ``wide_attention`` works on at a time. With 128 MiB it takes a tenth less time for a picture of
+1024², a fifth for 2048² (``benchmarks/gpu_vae.py``), and it is a small part of the autoencoder's work."""
+
+WIDE_QUERIES = 128
+"""There, queries go through in multiples of this, so that no tile of the products is part empty."""
+
+
+def queries_at_once(tokens: int) -> int:
+    """How many queries ``wide_attention`` takes through so many tokens at a time."""
+    return min(max(WIDE_SCORES // (4 * tokens) // WIDE_QUERIES, 1) * WIDE_QUERIES, tokens)
+
+
+def wide_attention_bytes(tokens: int, itemsize: int) -> int:
+    """What ``wide_attention`` takes beside its result: scores, the shares that they come to in the model's format, and, where
+    there are more queries than one piece of them, the shares of the piece before.
+    """
+    queries = queries_at_once(tokens)
+    return queries * tokens * (4 + (itemsize if queries == tokens else 2 * itemsize))
+
+
+def scores_alive(device: torch.device, dtype: torch.dtype) -> int:
+    """Bytes of scores that attention has written out at a time, at most."""
+    if keeps_scores(device, dtype):
+        return SCORES_ALIVE
+    return cpu.SCORES_ALIVE if device.type == "cpu" and dtype == torch.bfloat16 else 0

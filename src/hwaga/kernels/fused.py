@@ -179,12 +179,11 @@ def turned_heads(
     *,
     halves: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See ``reference.turned_heads``. Writes over ``qkv``. The head's width must be a power of two, see ``turns``."""
+    """See ``reference.turned_heads``. Writes over ``qkv``. The head's width must be a power of two."""
     queries, kv = heads
     tokens, turned = qkv.shape[0], queries + kv
     dim = qkv.shape[1] // (queries + 2 * kv)
     assert qkv.is_contiguous()
-    assert turns(dim)
     q_gain, k_gain = gains or (None, None)
     if tokens:
         _turn_kernel[(tokens, triton.cdiv(turned, HEADS_AT_ONCE))](
@@ -193,11 +192,6 @@ def turned_heads(
         )  # fmt: skip
     q, k, v = qkv.unflatten(-1, (-1, dim)).split((queries, kv, kv), dim=1)
     return q, k, v
-
-
-def turns(dim: int) -> bool:
-    """Whether ``turned_heads`` takes heads of a width."""
-    return dim >= 2 and dim & (dim - 1) == 0
 
 
 def _room_for_codes(x: Tensor, channels: int, form: Form) -> tuple[Tensor | None, Tensor | None]:

@@ -1,4 +1,6 @@
-"""The operations as networks call them: fused where a GPU runs them and nobody wants a gradient, else the reference."""
+"""The operations as networks call them: fused where a GPU runs them, a CPU's own on a CPU, and the reference for anything else
+and wherever a gradient is wanted.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ import warnings
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from hwaga.kernels import reference
+from hwaga.kernels import cpu, reference
 from hwaga.kernels.coded import Coded, Form, Rows
 
 
@@ -19,6 +22,8 @@ def gained_norm(x: Tensor, gain: Tensor, eps: float, row: int | Tensor = 0, form
         from hwaga.kernels import fused
 
         return fused.gained_norm(x, gain, eps, row, form)
+    if form is Form.PLAIN and _is_on_cpu(x):
+        return cpu.gained_norm(x, gain, eps, row)
     return reference.gained_norm(x, gain, eps, row, form)
 
 
@@ -36,6 +41,8 @@ def residual_norm(
         from hwaga.kernels import fused
 
         return fused.residual_norm(x, update, gate, gain, eps, row, form)
+    if form is Form.PLAIN and _is_on_cpu(x):
+        return cpu.residual_norm(x, update, gate, gain, eps, row)
     return reference.residual_norm(x, update, gate, gain, eps, row, form)
 
 
@@ -67,11 +74,31 @@ def turned_heads(
     halves: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.turned_heads``."""
-    if _is_fused(qkv) and 2 * rotation.shape[1] & (2 * rotation.shape[1] - 1) == 0:
+    if _is_fused(qkv) and turns(2 * rotation.shape[1]):
         from hwaga.kernels import fused
 
         return fused.turned_heads(qkv, heads, gains, eps, rotation, halves=halves)
+    if not halves and _is_on_cpu(qkv):
+        return cpu.turned_heads(qkv, heads, gains, eps, rotation)
     return reference.turned_heads(qkv, heads, gains, eps, rotation, halves=halves)
+
+
+def turns(dim: int) -> bool:
+    """Whether heads of a width are turned by a fused operation: where it is a power of two."""
+    return dim >= 2 and dim & (dim - 1) == 0
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` of ``[tokens, in]``."""
+    # In bfloat16 torch takes oneDNN's products anyway.
+    if x.dtype == torch.float32 and _is_on_cpu(x) and cpu.has_products(x.dtype):
+        return cpu.product(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def gated_product(x: Tensor, weight: Tensor) -> Tensor | None:
+    """``swiglu`` of the product with ``[2 * hidden, in]`` in the same pass, or None where the device has no such product."""
+    return cpu.gated_product(x, weight) if _is_on_cpu(x) and cpu.has_products(x.dtype) else None
 
 
 def scaled_product(x: Coded, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -93,6 +120,10 @@ def _is_fused(x: Tensor) -> bool:
     return x.is_cuda and not torch.is_grad_enabled() and why_not_fused(x.device) is None
 
 
+def _is_on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
 @cache
 def why_not_fused(device: torch.device) -> str | None:
     """None where fused operations run on a device, else what is missing, for people. Slower ones take their place."""
@@ -103,7 +134,8 @@ def why_not_fused(device: torch.device) -> str | None:
     try:
         from hwaga.kernels import fused
 
-        fused.coded(torch.zeros(1, 16, device=device))
+        with torch.cuda.device(device):  # Triton runs on the current one, wherever its tensors are
+            fused.coded(torch.zeros(1, 16, device=device))
     except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
         reason = f"Triton does not run here, so that operations are not fused and pictures take longer: {error}"
         warnings.warn(reason, RuntimeWarning, stacklevel=2)

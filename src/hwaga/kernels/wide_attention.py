@@ -11,11 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SCORES = 64 * 2**20
-"""Bytes of scores that are worked on at a time."""
-
-QUERIES = 128
-"""Queries go through in multiples of this, so that no tile of the products is part empty."""
+from hwaga.kernels.attention import queries_at_once
 
 BLOCK = 4096
 """Scores of a row that are looked at together."""
@@ -52,7 +48,7 @@ def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 def attend_wide(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention of ``[batch, tokens, channels]``."""
     scale = q.shape[-1] ** -0.5
-    rows = max(SCORES // (4 * k.shape[1]) // QUERIES, 1) * QUERIES
+    rows = queries_at_once(k.shape[1])
     out = torch.empty_like(q)
     for image, queries in enumerate(q):
         keys, values = k[image].t(), v[image]

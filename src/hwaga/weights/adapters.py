@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.kernels.coded import Coded, Form, Rows
+from hwaga.kernels.operations import gated_product, product, swiglu
 
 
 @dataclass(frozen=True)
@@ -224,16 +225,15 @@ class LinearCall:
         """What a layer wants its rows in: coded if it multiplies codes, and plain as well for a LoRA beside it."""
         if not getattr(linear, "takes_codes", False):
             return Form.PLAIN
-        beside = any(linear in own.by_layer for _, _, own in self.runs)
-        return Form.BOTH if beside else Form.CODES
+        return Form.BOTH if self._is_beside(linear) else Form.CODES
 
     def __call__(self, linear: nn.Linear, x: Rows) -> Tensor:
         """``[tokens, in]`` to ``[tokens, out]``."""
         if not self.runs:
-            return cast(Tensor, linear(x))
+            return _alone(linear, x)
         found = [(first, last, own.by_layer[linear]) for first, last, own in self.runs if linear in own.by_layer]
         if not found:
-            return cast(Tensor, linear(x))
+            return _alone(linear, x)
         if isinstance(x, Coded):
             assert x.plain is not None, "rows for a layer with LoRAs are asked for by form()"
             out = cast(Tensor, linear(x))
@@ -251,6 +251,29 @@ class LinearCall:
         out[end:].zero_()
         out.addmm_(x, linear.weight.t())
         return out if linear.bias is None else out.add_(linear.bias)
+
+    def gated(self, linear: nn.Linear, x: Rows, form: Form) -> Rows:
+        """``swiglu`` of what a layer without bias gives, in the form that is wanted."""
+        if form is Form.PLAIN and isinstance(x, Tensor) and _is_dense(linear) and not self._is_beside(linear):
+            hidden = gated_product(x, linear.weight)
+            if hidden is not None:
+                return hidden
+        return swiglu(self(linear, x), form)
+
+    def _is_beside(self, linear: nn.Linear) -> bool:
+        """Whether any LoRA adds to a layer."""
+        return any(linear in own.by_layer for _, _, own in self.runs)
+
+
+def _alone(linear: nn.Linear, x: Rows) -> Tensor:
+    if _is_dense(linear) and isinstance(x, Tensor):
+        return product(x, linear.weight, linear.bias)
+    return cast(Tensor, linear(x))
+
+
+def _is_dense(linear: nn.Linear) -> bool:
+    """Whether a layer holds its weight as it is multiplied."""
+    return type(linear).forward is nn.Linear.forward
 
 
 plain = LinearCall()

@@ -79,7 +79,7 @@ class Sdxl:
             lora_bytes=lora_bytes,
         )
 
-    def outline(self, *, dtype: torch.dtype, precision: str | None = None) -> SdxlModel:
+    def outline(self, *, device: torch.device, dtype: torch.dtype, precision: str | None = None) -> SdxlModel:
         networks = PUBLISHED_NETWORKS
         return SdxlModel(
             None,
@@ -91,7 +91,7 @@ class Sdxl:
             Prediction.of(PUBLISHED, "the published scheduler"),
             zeros=True,
             weights_digest="",
-            device=torch.device("meta"),
+            device=device,
             dtype=dtype,
             precision=PRECISIONS[precision] if precision else None,
             lora_bytes=0,

@@ -9,7 +9,7 @@ residual) waits for the next operation, which reads the result anyway: blocks ha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, cast
@@ -44,6 +44,18 @@ class AutoencoderConfig:
     def scale(self) -> int:
         """Pixels a latent pixel stands for, along a side."""
         return int(2 ** (len(self.channels) - 1))
+
+    def narrowed(self) -> AutoencoderConfig:
+        """The same with as few groups as Triton compiles the same kernels for. What is in their code of a size is how many
+        channels a group has, and whether numbers of channels are multiples of 16.
+        """
+        times = next(
+            times
+            for times in range(self.groups, 0, -1)
+            if not self.groups % times
+            and all((width // times % 16 == 0) == (width % 16 == 0) for width in self.channels)
+        )
+        return replace(self, channels=tuple(width // times for width in self.channels), groups=self.groups // times)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
@@ -317,6 +329,24 @@ class Autoencoder(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.decoder.conv_in.weight.device
+
+    def try_operations(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Takes two small pictures through a network like this one with few channels, so that whatever has to be compiled or
+        loaded for its operations is.
+
+        Weights need not be there.
+        """
+        with torch.device("meta"):
+            few = Autoencoder(self.config.narrowed())
+        few = few.to(dtype).to_empty(device=device).requires_grad_(False)
+        for parameter in few.parameters():
+            parameter.zero_()
+        for side in (
+            4,
+            2,
+        ):  # of latents: their number is a multiple of 16, which softmax is compiled for on its own, or not
+            latents = torch.zeros(1, self.config.latent_channels, side, side, device=device)
+            few.encode(few.decode(latents))
 
     def encode(self, pixels: Tensor, posterior_noise: Tensor | None = None, tile: int | None = None) -> Tensor:
         """Latents of pixels: the posterior's mean, or with ``posterior_noise`` (of the latents' shape) a sample of it.

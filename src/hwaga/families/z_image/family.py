@@ -90,7 +90,7 @@ class ZImage:
             lora_bytes=lora_bytes,
         )
 
-    def outline(self, *, dtype: torch.dtype, precision: str | None = None) -> ZImageModel:
+    def outline(self, *, device: torch.device, dtype: torch.dtype, precision: str | None = None) -> ZImageModel:
         networks = Networks(
             TextEncoderConfig.from_json(TEXT_ENCODER | PUBLISHED_TEXT_ENCODER),
             TransformerConfig.from_json(TRANSFORMER | PUBLISHED_TRANSFORMER),
@@ -104,7 +104,7 @@ class ZImage:
             networks,
             shift=SHIFT,
             weights_digest="",
-            device=torch.device("meta"),
+            device=device,
             dtype=dtype,
             precision=PRECISIONS[precision] if precision else None,
             lora_bytes=0,

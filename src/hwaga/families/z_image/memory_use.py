@@ -1,8 +1,8 @@
 """What Z-Image's networks take beside their weights, by the sizes of pictures.
 
-The factors were read off an H100 (torch 2.11, bfloat16), as the peak of what was allocated over what lay there before. What
-they foretell is held against what is measured in ``benchmarks/gpu_memory.py``, and on the CPU in the tests. In float32 each
-number takes twice as much and fewer copies are made, so that they hold there too.
+The factors were read off an H100 (torch 2.11, bfloat16), as the peak of what was allocated over what lay there before, or
+counted where it says so. What they foretell is held against what is measured in ``benchmarks/gpu_memory.py``, and on the CPU in
+the tests. In float32 each number takes twice as much and fewer copies are made, so that they hold there too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from hwaga.families.family import Picture
 from hwaga.families.z_image.autoencoder import AutoencoderConfig
 from hwaga.families.z_image.text_encoder import TextEncoderConfig
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, TransformerConfig
+from hwaga.kernels.attention import wide_attention_bytes
+from hwaga.kernels.operations import turns
 from hwaga.memory.plan import Phase, Work
 
 MIB = 2**20
@@ -24,18 +26,59 @@ NOTHING: Mapping[str, int] = MappingProxyType({})
 SLACK = 48 * MIB
 """In every phase: the workspaces of matrix products (32 MiB on an H100), and small tensors."""
 
+
+@dataclass(frozen=True)
+class Factors:
+    """The most that networks take at a time, in numbers of the model's format.
+
+    Attributes:
+        block: of a transformer's block, for each token and channel.
+        layer: of a text encoder's layer, for each token and channel of the feed-forward and of the layer.
+        decoder, encoder: of the autoencoder, for each pixel and channel of its level of full size.
+        wide: the autoencoder's attention goes through in pieces.
+    """
+
+    block: float
+    layer: float
+    decoder: float
+    encoder: float
+    wide: bool
+
+
 BLOCK = 19.2
-"""A block's tokens at their most: numbers for each token and channel. 18.7 to 19.0 of them from 1152 to 16640 tokens."""
+"""In plain torch. 18.7 to 19.0 of them from 1152 to 16640 tokens."""
+
+FUSED_BLOCK = 12.4
+"""With fused operations: tokens before and after attention, plain and normed (4), gate and up (5.33), and their product
+(2.67). 12.0 of them, in ``tests/families/test_memory_use.py``."""
+
+CODED_BLOCK = 14.8
+"""The same where layers multiply codes, with a LoRA beside each of them: what is normed and the product come in both forms
+(2.33 more). Without LoRAs it is 9.7."""
 
 LAYER = 4.5
-"""A text encoder's layer at its most: numbers for each token and channel of the feed-forward. 4.4 of them, in
-``tests/families/test_memory_use.py``: gate and up, silu of the one, and its product with the other, beside what comes in."""
+"""In plain torch. 4.4 of them, in the tests: gate and up, silu of the one, and its product with the other, beside what comes
+in."""
+
+FUSED_LAYER = 3.4
+"""With fused operations: without silu's result, 3.2 of them in the proportions of Qwen3-4B."""
 
 DECODER = 8.1
-"""The decoder at its most: numbers for each pixel and channel of its last level. 8.0 of them, from 512² to 2048²."""
+"""In plain torch. 8.0 of them, from 512² to 2048²."""
 
 ENCODER = 6.1
 """The same of the encoder. 6.0 of them."""
+
+FUSED_DECODER = 4.1
+"""In channels-last order with kernels of ours. 4.00 of them, from 512² to 2048² (``benchmarks/gpu_vae.py``): a block's result
+and its residual, at twice the channels of the last level."""
+
+FUSED_ENCODER = 3.1
+"""The same of the encoder. 3.02 of them."""
+
+WIDE_NUMBERS = 6
+"""Of the autoencoder's attention, for each latent pixel and channel there: its residual, what is normed, queries, keys, values
+and the result. Scores come on top, see ``wide_attention_bytes``."""
 
 TILES = (1024, 768, 512, 256)
 """Sides in pixels of the pieces that pictures may be encoded and decoded in, where they don't fit as a whole. In smaller ones,
@@ -51,6 +94,28 @@ class Networks:
     autoencoder: AutoencoderConfig
 
 
+def factors(networks: Networks, itemsize: int, *, fused: bool, coded: bool = False) -> Factors:
+    """What networks take, by what computes them.
+
+    Args:
+        itemsize: bytes of a number of the model.
+        fused: the device fuses operations, see ``operations.why_not_fused``. What does not suit is computed in plain torch all
+            the same: heads of an odd width, and the autoencoder in 32 bits.
+        coded: layers of the transformer multiply codes.
+    """
+    block, layer = BLOCK, LAYER
+    if fused and turns(networks.transformer.head_dim):
+        block = CODED_BLOCK if coded else FUSED_BLOCK
+    if fused and turns(networks.text_encoder.head_dim):
+        layer = FUSED_LAYER
+    if fused and itemsize == 2:
+        return Factors(block, layer, FUSED_DECODER, FUSED_ENCODER, wide=networks.autoencoder.mid_attention)
+    return Factors(block, layer, DECODER, ENCODER, wide=False)
+
+
+PLAIN = Factors(BLOCK, LAYER, DECODER, ENCODER, wide=False)
+
+
 def phases(
     networks: Networks,
     pictures: Sequence[Picture],
@@ -59,6 +124,7 @@ def phases(
     filling: int,
     writing: Mapping[str, int] = NOTHING,
     scores: int = 0,
+    factors: Factors = PLAIN,
 ) -> tuple[Phase, ...]:
     """The stages of a batch, and what each of them takes.
 
@@ -88,9 +154,13 @@ def phases(
     read = sum(p.tokens for p in pictures) * width * itemsize * 2
     rotations = sum(tokens) * networks.transformer.head_dim * 8
     work = {
-        "text": read + round(longest * LAYER * (networks.text_encoder.intermediate + width) * itemsize),
-        "caption": read + refined + round(max(captions) * BLOCK * dim * itemsize),
-        "denoise": round(sum(tokens) * BLOCK * dim * itemsize) + rotations + modulation + refined + 4 * latent_bytes,
+        "text": read + round(longest * factors.layer * (networks.text_encoder.intermediate + width) * itemsize),
+        "caption": read + refined + round(max(captions) * factors.block * dim * itemsize),
+        "denoise": round(sum(tokens) * factors.block * dim * itemsize)
+        + rotations
+        + modulation
+        + refined
+        + 4 * latent_bytes,
     }
     sources = [picture for picture in pictures if picture.source]
     found = [
@@ -99,21 +169,25 @@ def phases(
         Phase("caption", "refiner", (Work(work["caption"] + writing.get("refiner", 0) + slack),)),
     ]
     held = refined + latent_bytes + modulation + rotations
+    config, wide = networks.autoencoder, networks.autoencoder if factors.wide else None
     if sources:
-        found.append(
-            Phase(
-                "source", "vae", _in_tiles(sources, ENCODER * networks.autoencoder.channels[0], itemsize, held + scores)
-            )
-        )
+        numbers = factors.encoder * config.channels[0]
+        found.append(Phase("source", "vae", _in_tiles(sources, numbers, wide, itemsize, held + scores)))
     found.append(Phase("denoise", "denoiser", (Work(work["denoise"] + writing.get("denoiser", 0) + slack),)))
-    found.append(
-        Phase("decode", "vae", _in_tiles(pictures, DECODER * networks.autoencoder.channels[0], itemsize, held + scores))
-    )
+    numbers = factors.decoder * config.channels[0]
+    found.append(Phase("decode", "vae", _in_tiles(pictures, numbers, wide, itemsize, held + scores)))
     return tuple(found)
 
 
-def _in_tiles(pictures: Sequence[Picture], numbers: float, itemsize: int, held: int) -> tuple[Work, ...]:
-    """Ways to take the pictures through the autoencoder, one after the other: whole, or in ever smaller pieces."""
+def _in_tiles(
+    pictures: Sequence[Picture], numbers: float, wide: AutoencoderConfig | None, itemsize: int, held: int
+) -> tuple[Work, ...]:
+    """Ways to take the pictures through the autoencoder, one after the other: whole, or in ever smaller pieces.
+
+    Args:
+        numbers: for each pixel of a piece.
+        wide: the autoencoder, if its attention goes through in pieces.
+    """
     ways = []
     for tile in (None, *TILES):
         if tile is not None and tile >= max(max(p.width, p.height) for p in pictures):
@@ -121,8 +195,13 @@ def _in_tiles(pictures: Sequence[Picture], numbers: float, itemsize: int, held: 
         # A whole picture in float32 and the pieces that it is blended of.
         pixels = max(p.width * p.height for p in pictures)
         piece = pixels if tile is None else max(min(p.width, tile) * min(p.height, tile) for p in pictures)
+        computed = round(piece * numbers * itemsize)
+        if wide is not None:
+            tokens = piece // wide.scale**2
+            attending = tokens * WIDE_NUMBERS * wide.channels[-1] * itemsize + wide_attention_bytes(tokens, itemsize)
+            computed = max(computed, attending)
         blended = 0 if tile is None else 2 * 16 * pixels
-        ways.append(Work(round(piece * numbers * itemsize) + 12 * pixels + blended + held + SLACK, tile))
+        ways.append(Work(computed + 12 * pixels + blended + held + SLACK, tile))
     return tuple(ways)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from hwaga.families.family import Course, Picture
 from hwaga.families.z_image.autoencoder import Autoencoder
-from hwaga.families.z_image.memory_use import Networks, phases
+from hwaga.families.z_image.memory_use import Networks, factors, phases
 from hwaga.families.z_image.text_encoder import Qwen3Encoder
 from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
-from hwaga.kernels.attention import SCORES_ALIVE, keeps_scores
-from hwaga.kernels.operations import multiplies_codes
+from hwaga.kernels.attention import scores_alive
+from hwaga.kernels.operations import multiplies_codes, why_not_fused
 from hwaga.memory.plan import Demand, PartSize
 from hwaga.sampling.schedule import drop_first, flow_match
 from hwaga.sampling.walk import Derivative
@@ -79,7 +79,9 @@ class ZImageModel:
         if precision is not None:
             text_encoder.quantize(IN_TEXT_ENCODER, precision)
             transformer.quantize(IN_TRANSFORMER, precision)
-        if multiplies_codes(device):
+        # Sizes alone, on the meta device, are those of a GPU that is thought of: it has what a GPU may have.
+        self._imagined = device.type == "meta"
+        if self._imagined or multiplies_codes(device):
             # Not the text encoder: a few channels of its activations are so large that a row of 8 bits loses the others.
             transformer.multiply_codes(IN_TRANSFORMER)
         if text_encoder.sources["embed_tokens.weight"]:
@@ -138,20 +140,34 @@ class ZImageModel:
                 )
             )
         filling = max(size.filling for size in sizes)
-        scores = SCORES_ALIVE if keeps_scores(self.device, self.dtype) else 0
+        scores = scores_alive(self.device, self.dtype)
         writing = {
             name: max(unit.writing_bytes for unit in (rest, *blocks)) for name, (rest, blocks) in self.parts.items()
         }
-        stages = phases(self.networks, pictures, steps, self.dtype.itemsize, filling, writing, scores)
+        fused = self._imagined or why_not_fused(self.device) is None
+        coded = any(getattr(module, "takes_codes", False) for module in self.transformer.modules())
+        stages = phases(
+            self.networks,
+            pictures,
+            steps,
+            self.dtype.itemsize,
+            filling,
+            writing,
+            scores,
+            factors(self.networks, self.dtype.itemsize, fused=fused, coded=coded),
+        )
         # The picture on its way to the file, and the one it starts from; and the ring that weights are read through.
         host = sum(16 * picture.width * picture.height for picture in pictures) + CHUNK * THREADS
         return Demand(tuple(sizes), stages, steps, kept, host)
 
     def _compile_ahead(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Has the operations of the networks compiled while weights are read, so that the first picture need not wait."""
-        with torch.cuda.device(device), torch.inference_mode():
+        """Has the operations of the networks compiled while weights are read, so that the first picture need not wait. Where
+        memory is too short for that meanwhile, they are compiled when they are needed.
+        """
+        with suppress(torch.OutOfMemoryError), torch.cuda.device(device), torch.inference_mode():
             self.transformer.try_operations(device, dtype)
             self.text_encoder.try_operations(device, dtype)
+            self.autoencoder.try_operations(device, dtype)
 
     def bring(self, unit: Unit, memory: Tensor, progress: Callable[[int], None] | None = None) -> None:
         unit.bring(memory, self.reader, progress)

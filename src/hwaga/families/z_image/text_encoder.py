@@ -113,7 +113,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate, config.hidden, bias=False)
 
     def forward(self, x: Rows, linear: LinearCall) -> Tensor:
-        return linear(self.down_proj, swiglu(linear(self.gate_up_proj, x), linear.form(self.down_proj)))
+        return linear(self.down_proj, linear.gated(self.gate_up_proj, x, linear.form(self.down_proj)))
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ class Layer(nn.Module):
         update = self.self_attn(normed, run.rotation, (len(x),), run.linear)
         form = run.linear.form(self.mlp.gate_up_proj)
         x, normed = residual_norm(x, update, None, self.post_attention_layernorm[None], self.eps, form=form)
+        del update  # memory is at its most in the feed-forward
         update = self.mlp(normed, run.linear)
         return residual_norm(x, update, None, next_norm, self.eps, form=next_form)
 
@@ -213,11 +214,11 @@ class Qwen3Encoder(nn.Module):
             (x, gained_norm(x, norms[0], layers[0].eps, form=layers[0].form(run)))
             for x, run in zip(xs, runs, strict=True)
         ]
+        del xs
         for layer, following, norm in zip(layers, [*layers[1:], None], [*norms[1:], None], strict=True):
-            states = [
-                layer(x, normed, run, norm, Form.PLAIN if following is None else following.form(run))
-                for (x, normed), run in zip(states, runs, strict=True)
-            ]
+            for i, run in enumerate(runs):
+                next_form = Form.PLAIN if following is None else following.form(run)
+                states[i] = layer(*states[i], run, norm, next_form)
         return [x for x, _ in states]
 
     def _rotation(self, length: int) -> Tensor:

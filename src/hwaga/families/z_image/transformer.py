@@ -198,7 +198,7 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.hidden, config.dim, bias=False)
 
     def forward(self, x: Rows, linear: LinearCall) -> Tensor:
-        return linear(self.w2, swiglu(linear(self.w13, x), linear.form(self.w2)))
+        return linear(self.w2, linear.gated(self.w13, x, linear.form(self.w2)))
 
 
 class Block(nn.Module):
@@ -256,25 +256,29 @@ class Block(nn.Module):
         update = self.attention(normed, run.rotation, run.lengths, linear)
         form = linear.form(self.feed_forward.w13)
         x, normed = residual_norm(x, update, modulation.attention_gate, modulation.ffn_gain, self.eps, run.row, form)
+        del update  # memory is at its most in the feed-forward
         update = self.feed_forward(normed, linear)
         return residual_norm(x, update, modulation.ffn_gate, next_gain, self.eps, run.row, next_form)
 
 
 def run_blocks(
-    blocks: Sequence[Block], modulations: Sequence[BlockModulation], xs: Sequence[Tensor], runs: Sequence[Run]
+    blocks: Sequence[Block], modulations: Sequence[BlockModulation], xs: list[Tensor], runs: Sequence[Run]
 ) -> list[Tensor]:
-    """Takes packed tokens through a stack of blocks, each ``[T, D]`` in a run of its own; a block meets all runs in turn."""
+    """Takes packed tokens through a stack of blocks, each ``[T, D]`` in a run of its own; a block meets all runs in turn.
+
+    The list of tokens is emptied, so that what nobody else holds takes no memory beside what becomes of it.
+    """
     if not blocks:
         return list(xs)
     states = [(x, blocks[0].begin(x, modulations[0].attention_gain, run)) for x, run in zip(xs, runs, strict=True)]
+    xs.clear()
     gains = [modulation.attention_gain for modulation in modulations[1:]]
     for block, modulation, following, gain in zip(
         blocks, modulations, [*blocks[1:], None], [*gains, None], strict=True
     ):
-        states = [
-            block(x, normed, run, modulation, gain, Form.PLAIN if following is None else following.form(run))
-            for (x, normed), run in zip(states, runs, strict=True)
-        ]
+        for i, run in enumerate(runs):
+            next_form = Form.PLAIN if following is None else following.form(run)
+            states[i] = block(*states[i], run, modulation, gain, next_form)
     return [x for x, _ in states]
 
 
@@ -437,16 +441,18 @@ class ZImageTransformer(nn.Module):
         for latent, own in zip(latents, sets, strict=True):
             tokens = self._patchify(latent.to(self.dtype))
             patches.append(_padded(adapted([own], [len(tokens)])(self.x_embedder, tokens), self.x_pad_token))
-        x = torch.cat(patches)
+        xs = [torch.cat(patches)]
+        patches.clear()
         row, linear = _rows(rows, pack.image_lengths, self.device), adapted(sets, pack.image_lengths)
         run = Run(pack.image_rotation, pack.image_lengths, linear, row)
-        (x,) = run_blocks(_blocks(self.noise_refiner), modulation.noise_refiner, [x], [run])
+        (x,) = run_blocks(_blocks(self.noise_refiner), modulation.noise_refiner, xs, [run])
 
         joint = [part for pair in zip(x.split(list(pack.image_lengths)), captions, strict=True) for part in pair]
-        x = torch.cat(joint)
+        xs = [torch.cat(joint)]
+        del x, joint
         row, linear = _rows(rows, pack.joint_lengths, self.device), adapted(sets, pack.joint_lengths)
         run = Run(pack.joint_rotation, pack.joint_lengths, linear, row)
-        (x,) = run_blocks(_blocks(self.layers), modulation.layers, [x], [run])
+        (x,) = run_blocks(_blocks(self.layers), modulation.layers, xs, [run])
 
         # Only image tokens are read, so only they pay for the last projection.
         kept = [
