@@ -13,7 +13,8 @@ from training.assemble import assemble, write_card
 from training.batches import Writer
 from training.evaluate import evaluate
 from training.fetch import fetch
-from training.phases import PHASES, train_phases
+from training.judge_file import write_judge
+from training.phases import PHASES, judge, train_phases
 from training.recipe import Recipe
 from training.session import Session, in_processes
 from training.tokenizer import train_tokenizer
@@ -30,7 +31,8 @@ def main() -> None:
     stages = ALL if arguments.stage == "all" else (arguments.stage,)
     for stage in stages:
         {"fetch": _fetch, "prepare": _prepare, "tokenizer": _tokenizer, "captions": _captions, "train": _train,
-         "assemble": _assemble, "preview": _preview, "evaluate": _evaluate}[stage](arguments, recipe)  # fmt: skip
+         "assemble": _assemble, "judge": _judge, "preview": _preview, "evaluate": _evaluate}[stage](arguments,
+         recipe)  # fmt: skip
 
 
 ALL = ("fetch", "prepare", "tokenizer", "train", "assemble", "preview", "evaluate")
@@ -66,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         ("evaluate", "Measure a checkpoint."),
     ):
         stage(name, help_).add_argument("--model", type=Path, default=DATA / "mini", help="the checkpoint's folder")
+    stage("judge", "Write the judge as the benchmarks read it.").add_argument(
+        "--judge", type=Path, default=Path("benchmarks/judge"), help="its folder"
+    )
     whole.add_argument("--model", type=Path, default=DATA / "mini", help="the checkpoint's folder")
     for added in (stages.choices["evaluate"], whole):
         added.add_argument("--share", type=float, default=1.0, help="of the pictures that are made")
@@ -132,6 +137,11 @@ def _preview(arguments: argparse.Namespace, recipe: Recipe) -> None:
     factors, quality = fit_preview.fit(str(arguments.model))
     print(quality)
     write_card(_session(arguments, recipe), arguments.model, factors)
+
+
+def _judge(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    session = _session(arguments, recipe)
+    write_judge(judge.load(session), session.things, arguments.judge)
 
 
 def _evaluate(arguments: argparse.Namespace, recipe: Recipe) -> None:

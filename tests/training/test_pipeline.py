@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks import following
 from diffusers import ZImagePipeline
 from packs import write_small_pack
+from PIL import Image
 from safetensors.torch import load_file
 from training.__main__ import main
+from training.phases import judge as judge_phase
+from training.recipe import Recipe
+from training.session import Session
 
 from hwaga.cards import ModelCard
 from hwaga.engine import Engine
@@ -109,6 +114,22 @@ def test_previews_are_fitted_and_written_to_the_card(data: Path, monkeypatch: py
     preview = ModelCard.read(data / "mini" / "card.toml").preview
     assert preview is not None
     assert (len(preview), len(preview[0])) == (17, 3)
+
+
+def test_the_benchmarks_read_the_judge(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stage(data, "judge", "--judge", str(data / "judge"))
+    monkeypatch.setattr(following, "FOLDER", data / "judge")
+    session = Session(Recipe.load("tiny"), data / "pack", data / "run", torch.device("cpu"))
+    judge, copy = judge_phase.load(session), following.Judge()
+    noise = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    for pixels in noise:
+        image = Image.fromarray(pixels).resize((128, 128))
+        picture = torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            scores = judge(picture)[0][0]
+        order = copy.objects(image, 6)
+        assert (scores[order].diff() < 0.05 * scores.abs().max()).all()
+    assert [wish.object for wish in following.wishes(3)] == [0, 1, 2]
 
 
 def test_an_unknown_phase_is_refused(data: Path) -> None:

@@ -30,16 +30,16 @@ MEASURED = 1024
 class Judge(nn.Module):
     """A convolutional network with a head for each question: which object, in what colour, how many.
 
-    Its stages are those of ``benchmarks/following.py``, which reads an eight-bit copy of it.
+    Its stages are those that ``benchmarks/following.py`` knows; ``judge_file`` writes the eight-bit copy that it reads.
     """
 
     def __init__(self, channels: tuple[int, ...], objects: int) -> None:
         super().__init__()
         first, *later = channels
-        self.stem = _Convolution(3, first, 5, 2)
-        self.downs = nn.ModuleList(_Convolution(a, b, 3, 2) for a, b in zip(channels, later, strict=False))
+        self.stem = Convolution(3, first, 5, 2)
+        self.downs = nn.ModuleList(Convolution(a, b, 3, 2) for a, b in zip(channels, later, strict=False))
         self.residuals = nn.ModuleList(
-            nn.Sequential(_Convolution(width, width, 3, 1), nn.ReLU(), _Convolution(width, width, 3, 1))
+            nn.Sequential(Convolution(width, width, 3, 1), nn.ReLU(), Convolution(width, width, 3, 1))
             for width in later
         )
         self.object_head = nn.Linear(channels[-1], objects)
@@ -56,7 +56,9 @@ class Judge(nn.Module):
         return self.object_head(x), self.colour_head(x), self.count_head(x)
 
 
-class _Convolution(nn.Module):
+class Convolution(nn.Module):
+    """A convolution and its norm."""
+
     def __init__(self, channels: int, out_channels: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, out_channels, kernel, stride, kernel // 2, bias=False)
