@@ -30,9 +30,7 @@ def main() -> None:
     arguments.run.mkdir(parents=True, exist_ok=True)
     stages = ALL if arguments.stage == "all" else (arguments.stage,)
     for stage in stages:
-        {"fetch": _fetch, "prepare": _prepare, "tokenizer": _tokenizer, "captions": _captions, "train": _train,
-         "assemble": _assemble, "judge": _judge, "preview": _preview, "evaluate": _evaluate}[stage](arguments,
-         recipe)  # fmt: skip
+        _STAGES[stage](arguments, recipe)
 
 
 ALL = ("fetch", "prepare", "tokenizer", "train", "assemble", "preview", "evaluate")
@@ -150,6 +148,18 @@ def _evaluate(arguments: argparse.Namespace, recipe: Recipe) -> None:
         only=arguments.only,
     )  # fmt: skip
 
+
+_STAGES = {
+    "fetch": _fetch,
+    "prepare": _prepare,
+    "tokenizer": _tokenizer,
+    "captions": _captions,
+    "train": _train,
+    "assemble": _assemble,
+    "judge": _judge,
+    "preview": _preview,
+    "evaluate": _evaluate,
+}
 
 if __name__ == "__main__":
     main()
