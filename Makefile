@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
-DEV_EXTRAS := dev,server,sdxl
+DEV_EXTRAS := dev,server,sdxl,training
 
 # The first Python on the path that is new enough; looked up only when the environment is made. Override: make PYTHON=…
 PYTHON = $(shell for python in python3.11 python3.12 python3.13 python3 python; do \

@@ -1,6 +1,6 @@
 """Fits a model's preview: the linear map from a latent pixel to the mean colour of the pixels it stands for.
 
-    python training/fit_preview.py [MODEL]
+    python -m training.fit_preview [MODEL]
 
 Pictures are made, and least squares finds for each latent channel how much red, green and blue it adds. Prints the ``preview``
 entry of the model's card and how well the map explains pictures that it was not fitted on.
@@ -25,8 +25,7 @@ BACKGROUNDS = ["yellow", "blue", "pink", "green", "white", "black", "orange", "p
 
 def samples(engine: Engine) -> tuple[Tensor, Tensor]:
     """Latent pixels ``[n, C + 1]`` (the last column is 1) and the mean colours ``[n, 3]`` in [-1, 1] beneath them."""
-    model = engine._model
-    assert model is not None
+    model = engine._opened().model
     latents, colours = [], []
     for place, subject in enumerate(SUBJECTS):
         for background in BACKGROUNDS[place % 2 :: 2]:
@@ -42,18 +41,23 @@ def samples(engine: Engine) -> tuple[Tensor, Tensor]:
     return torch.cat(latents), torch.cat(colours)
 
 
-def main() -> None:
-    with Engine.open(sys.argv[1] if len(sys.argv) > 1 else "mini", device="cpu", dtype="float32") as engine:
+def fit(model: str) -> tuple[list[list[float]], str]:
+    """The factors ``[C + 1][3]``, and in words how good they are."""
+    with Engine.open(model, device="cpu", dtype="float32") as engine:
         latents, colours = samples(engine)
     half = len(latents) // 2
     factors = torch.linalg.lstsq(latents[:half], colours[:half]).solution
     rest = colours[half:]
     unexplained = (latents[half:] @ factors - rest).square().mean() / rest.var(dim=0).mean()
-    print(
-        f"# fitted on {half} latent pixels; explains {1 - unexplained.item():.3f} of the variance of {len(rest)} others"
-    )
+    share = f"explains {1 - unexplained.item():.3f} of the variance of {len(rest)} others"
+    return factors.tolist(), f"fitted on {half} latent pixels; {share}"
+
+
+def main() -> None:
+    factors, quality = fit(sys.argv[1] if len(sys.argv) > 1 else "mini")
+    print(f"# {quality}")
     print("preview = [")
-    for row in factors.tolist():
+    for row in factors:
         print(f"    [{', '.join(f'{value:.4f}' for value in row)}],")
     print("]")
 

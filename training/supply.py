@@ -1,0 +1,97 @@
+"""Composed and encoded pictures for the transformer, refreshed while batches are drawn from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwaga.families.z_image.autoencoder import Autoencoder
+from training.batches import WITHOUT_CAPTION, WORDS, Batch, Chunk, Pool, Writer, written
+from training.compose import compose
+from training.networks import LATENT_CHANNELS, PATCH, patchify
+from training.session import Session
+
+CHUNK = 256
+
+SHORT = 64
+"""Captions of at most so many tokens run through compiled blocks."""
+
+FIRST = 8192
+"""Pictures that a pool has to hold before the first step, over all sizes."""
+
+
+class Supply:
+    """Composed, encoded pictures, a pool for each size, refreshed as batches are drawn."""
+
+    def __init__(
+        self, session: Session, coder: Autoencoder, style: str, seed: str, *, reuse: float, capacity: int, edits: float,
+        empty: float = WITHOUT_CAPTION,
+    ) -> None:  # fmt: skip
+        recipe, cuda = session.recipe, session.device.type == "cuda"
+        things = session.things
+        self.recipe, self.reuse, self.coder = recipe, reuse, coder
+        self.chunk = CHUNK if cuda else 8
+        self.textures = session.textures(style)
+        shares, sizes = recipe.sizes.shares, recipe.sizes.all
+        self.pools = [
+            Pool(size, max(int(capacity * share), 2 * self.chunk), LATENT_CHANNELS * PATCH**2, session.device)
+            for size, share in zip(sizes, shares, strict=True)
+        ]
+        self._shares = np.array(shares)
+        self._rng = np.random.default_rng(list(seed.encode()))
+        self._owed = 0.0
+
+        def writer(worker: int) -> Writer:
+            return Writer(things, recipe, session.tokenizer, f"{seed} {worker}", edits=edits, empty=empty)
+
+        self._chunks = written(writer, self.chunk, recipe.workers if cuda else 0)
+        first = writer(999)
+        for place in range(len(sizes)):  # every size has something to draw from the first step on
+            self.add(first.chunk(self.chunk, place))
+        while sum(pool.filled for pool in self.pools) < min(FIRST if cuda else 0, capacity // 2):
+            self.add(next(self._chunks))
+
+    @torch.no_grad()
+    def add(self, chunk: Chunk) -> None:
+        width, height = self.recipe.sizes.all[chunk.size]
+        tokens = self._encoded(compose(self.textures, chunk.target, width, height))
+        sources = None
+        if chunk.source is not None:
+            sources = self._encoded(compose(self.textures, chunk.source, width, height))
+        self.pools[chunk.size].add(chunk, tokens, sources)
+
+    def _encoded(self, pictures: Tensor) -> Tensor:
+        shape = (len(pictures), LATENT_CHANNELS, pictures.shape[2] // 8, pictures.shape[3] // 8)
+        found = []
+        for part, noise in zip(pictures.split(128), torch.randn(shape, device=pictures.device).split(128), strict=True):
+            found.append(patchify(self.coder.encode(part.contiguous(memory_format=torch.channels_last), noise)))
+        return torch.cat(found)
+
+    def draw(self, count: int) -> Batch:
+        """A batch of any size; ``count`` is for the smallest number of tokens, larger pictures come in smaller batches."""
+        self._owed += count / self.reuse
+        while self._owed >= self.chunk:
+            self._owed -= self.chunk
+            self.add(next(self._chunks))
+        pool = self.pools[int(self._rng.choice(len(self.pools), p=self._shares / self._shares.sum()))]
+        words = pool.words()
+        chosen = int(self._rng.choice(list(words), p=np.array(list(words.values())) / sum(words.values())))
+        return pool.draw(self._rng, self.count(pool, count, chosen), chosen)
+
+    def count(self, pool: Pool, count: int, words: int) -> int:
+        """Pictures of a batch: as many as come to the tokens of ``count`` small pictures with short captions."""
+        least = min(each.grid[0] * each.grid[1] for each in self.pools)
+        share = (least + WORDS) / (pool.grid[0] * pool.grid[1] + words)
+        whole = count if share > 0.8 else int(count * share)
+        return max(whole // 8 * 8, min(whole, 8), 1)
+
+    def one_of_each(self, count: int) -> list[Batch]:
+        """Batches of every shape that runs compiled: compilation is then over before time is taken."""
+        seen: dict[tuple[int, int], Batch] = {}
+        for pool in self.pools:
+            for words in pool.words():
+                padded = -(-pool.grid[0] * pool.grid[1] // WORDS) * WORDS
+                if words <= SHORT and (padded, words) not in seen:
+                    seen[padded, words] = pool.draw(self._rng, self.count(pool, count, words), words)
+        return list(seen.values())
