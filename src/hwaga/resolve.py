@@ -102,7 +102,9 @@ class Resolver:
             steps_scale=request.steps_scale and request.image is not None,
             sampler=sampler or SAMPLERS[0],
         )
-        if len(schedule) < 2 or schedule[0] <= 0:
+        # Below the least noise that a model was trained on, a list of levels stays at one of them.
+        stays = strength < 1 and bool((schedule.diff() >= 0).any())
+        if len(schedule) < 2 or schedule[0] <= 0 or stays:
             raise RequestError(f"A strength of {strength} leaves nothing to do. Raise it.")
         width, height = size_of(request, self.card, model)
         loras = LoraLibrary(self.settings.loras)

@@ -213,6 +213,18 @@ def test_strength_names_the_share_of_noise(engine: Engine) -> None:
     assert (ignored == alone).all(), "a strength of 1 ignores the picture"
 
 
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_karras"])
+def test_a_strength_below_the_least_noise(engine: Engine, sampler: str) -> None:
+    image = Image.new("RGB", (64, 48), (200, 30, 30))
+    request = ImageRequest("a", image=image, seed=3, steps=4, sampler=sampler)
+    for strength in (0.001, 0.028):
+        with pytest.raises(RequestError, match=rf"strength of {strength} leaves nothing to do\. Raise it"):
+            engine.generate(request.replace(strength=strength))
+    near = np.asarray(engine.generate(request.replace(strength=0.029)).image, int)
+    further = np.asarray(engine.generate(request.replace(strength=0.4)).image, int)
+    assert (near != further).any()
+
+
 def test_number_formats(folder: Path) -> None:
     made = {}
     for dtype in ("float32", "bfloat16", "float16"):
