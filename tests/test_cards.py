@@ -736,6 +736,19 @@ def test_guidance_and_samplers(tmp_path: Path) -> None:
     for fields in ({"negative": "fog"}, {"guidance": 2}):
         with pytest.raises(RequestError, match=r"draws without guidance.*avoid"):
             plain.check_guidance(ImageRequest("a cat", **fields))
+    # Where avoid comes to nothing, it is no remedy.
+    for deaf in (
+        dataclasses.replace(plain, own_words_only=True),
+        dataclasses.replace(plain, family="sdxl"),
+        dataclasses.replace(plain, family="another"),
+    ):
+        with pytest.raises(RequestError, match=r"Leave negative out; .* has no place but the prompt"):
+            deaf.check_guidance(ImageRequest("a cat", negative="fog"))
+    for asked, led_by in ((1, 5.5), (None, 1.0)):
+        with pytest.raises(RequestError, match="At guidance 1 there is no negative prompt"):
+            dataclasses.replace(card, guidance=led_by).check_guidance(
+                ImageRequest("a cat", negative="fog", guidance=asked)
+            )
     with pytest.raises(RequestError, match="leave sampler out"):
         plain.check_guidance(ImageRequest("a cat", sampler="euler"))
     for wrong in ("guidance = 0.5", "guidance = nan", 'samplers = ["heun"]', 'samplers = ["euler", "euler"]'):

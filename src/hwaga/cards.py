@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from hwaga.errors import CardError, CheckpointError, RequestError, SizeError, StyleError
 from hwaga.hub_sources import Download, LoraSource, read_download, read_lora_source
+from hwaga.prompt_form import FORMS
 from hwaga.request import MAX_GUIDANCE, SAMPLERS, ImageRequest
 from hwaga.toml_table import Table
 
@@ -221,6 +222,14 @@ class ModelCard:
                 f"pictures at {limits.max_pixels:,} pixels. {remedy}"
             )
 
+    def is_guided(self, guidance: float | None) -> bool:
+        """Whether a picture is drawn with guidance, and so with a negative prompt.
+
+        Args:
+            guidance: that its request asks for; None for the model's own.
+        """
+        return self.guidance is not None and (self.guidance if guidance is None else guidance) > 1
+
     def check_guidance(self, request: ImageRequest) -> None:
         """Refuses a way of drawing that the model does not have.
 
@@ -230,10 +239,18 @@ class ModelCard:
         if self.guidance is None:
             given = [name for name in ("negative", "guidance") if getattr(request, name) is not None]
             if given:
+                worded = not self.own_words_only and self.family in FORMS and not FORMS[self.family].negative
+                instead = (
+                    "goes into avoid" if worded else "has no place but the prompt: say what it should show instead"
+                )
                 raise RequestError(
                     f"{self.name} draws without guidance and has no negative prompt. Leave {' and '.join(given)} out; what the "
-                    "picture should not show goes into avoid."
+                    f"picture should not show {instead}."
                 )
+        elif request.negative is not None and not self.is_guided(request.guidance):
+            raise RequestError(
+                "At guidance 1 there is no negative prompt. Leave negative out, or ask for a guidance above 1."
+            )
         if request.sampler is not None and request.sampler not in self.samplers:
             offered = (
                 f"It has {', '.join(self.samplers)}" if self.samplers else "It has one of its own: leave sampler out"

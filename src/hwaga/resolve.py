@@ -118,7 +118,7 @@ class Resolver:
             sampler=sampler,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
-        guided = guidance is not None and guidance > 1
+        guided = self.card.is_guided(guidance)
         return Job(
             request=resolved,
             tokens=model.tokenize(request.model_prompt, limit),
@@ -142,6 +142,7 @@ class Resolver:
             avoid=request.avoid,
             use=request.use,
             style_fallback=request.style_fallback,
+            guidance=request.guidance,
             count_tokens=self.model.count_tokens,
             token_limit=token_limit,
         )

@@ -194,6 +194,12 @@ def test_what_is_unwanted_reaches_the_negative_prompt(engine: Engine) -> None:
     assert resolved.composed.negative
     assert resolved.model_negative == f"fog, {resolved.composed.negative}"
     assert resolved.model_prompt == "a cat"
+    alone = engine.resolve(ImageRequest("a cat", avoid=["text"], guidance=1))
+    assert alone.composed is not None
+    assert (alone.model_negative, alone.model_prompt) == (None, "a cat")
+    assert alone.composed.notes == (f"Left out: {resolved.composed.negative} (no negative prompt at guidance 1).",)
+    with pytest.raises(RequestError, match=r"no negative prompt\. Leave negative out, or ask"):
+        engine.resolve(ImageRequest("a cat", negative="fog", guidance=1))
 
 
 def test_strength_names_the_share_of_noise(engine: Engine) -> None:

@@ -11,6 +11,7 @@ from hwaga.cards import STYLE_SIGN, ModelCard
 from hwaga.errors import StyleError
 from hwaga.prompt.keywords import Words, find, fold
 from hwaga.prompt.library import Industry, Library, StylePack, by_name, near
+from hwaga.prompt_form import FORMS
 from hwaga.request import LoraUse
 
 AUTO = "auto"
@@ -60,8 +61,9 @@ def route(name: str, *, library: Library, card: ModelCard, family: str, fallback
         raise StyleError(
             f"There is no style {name!r}. {near(name, library.styles, on_card)}Styles are {', '.join(names)}."
         )
-    wording = "" if pack is None else pack.sdxl if family == "sdxl" else pack.z_image
-    negative = pack.negative if pack and family == "sdxl" else ""
+    form = FORMS[family]
+    wording = "" if pack is None else pack.sdxl if form.phrases else pack.z_image
+    negative = pack.negative if pack and form.negative else ""
     if name not in on_card:
         return RoutedStyle(name, wording, negative)
     style = on_card[name]
