@@ -115,6 +115,8 @@ class ModelCard:
         guidance: how much its pictures follow their prompts unless a request says so; None for a model that is drawn without
             guidance, and so has no negative prompt.
         samplers: that may be chosen from, its default first; empty where there is no choice.
+        path: the file that it was read from; None for one that is known by its name.
+        remedy: what to do where its files are not there, if that is not the usual.
     """
 
     name: str
@@ -134,6 +136,16 @@ class ModelCard:
     files: tuple[Path, ...] = ()
     guidance: float | None = None
     samplers: tuple[str, ...] = ()
+    path: Path | None = field(default=None, compare=False)
+    remedy: str = field(default="", compare=False)
+
+    @property
+    def address(self) -> str:
+        """What leads to it on this machine: its name, or the card's file."""
+        if self.path is None:
+            return self.name
+        # Messages are shown to clients of a server too, less the model's folder. Nothing beyond it is theirs to see.
+        return f"{self.path}" if self.path.is_relative_to(self.folder) else f"…/{self.path.name}"
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -152,12 +164,15 @@ class ModelCard:
         """
         missing = [file for file in self.files if not file.is_file()]
         if missing:
-            raise CheckpointError(f"{self.name} is made of {missing[0]}, which is not there. Mend `files` in its card.")
+            fetching = f"`hwaga download {self.address}` fetches it, or mend" if self.download else "Mend"
+            remedy = self.remedy or f"{fetching} `files` in its card."
+            raise CheckpointError(f"{self.name} is made of {missing[0]}, which is not there. {remedy}")
         if not self.present:
             raise CheckpointError(
                 f"{self.name} is not on this machine: {self.folder} holds no model. "
-                + (f"`hwaga download {self.name}` fetches {self.source}; " if self.download else "")
-                + "a folder that holds it can be given as the model too."
+                + (self.remedy and f"{self.remedy} ")
+                + (f"`hwaga download {self.address}` fetches {self.source}; a" if self.download else "A")
+                + " folder that holds it can be given as the model too."
             )
 
     def of_style(self, name: str) -> ModelCard:
@@ -173,6 +188,7 @@ class ModelCard:
         style = own[name]
         place = self.folder / cast(str, style.checkpoint)
         folder = place.is_dir() or not place.suffix
+        fetching = f"`hwaga download {self.address}` fetches it, or mend" if self.download and style.source else "Mend"
         return replace(
             self,
             name=f"{self.name}{STYLE_SIGN}{name}",
@@ -184,6 +200,8 @@ class ModelCard:
             steps=style.steps or self.steps,
             styles=MappingProxyType({name: replace(style, checkpoint=None, source=None)}),
             download=None,
+            path=None,
+            remedy=f"{fetching} `checkpoint` of [styles.{name}] in the card of {self.name}.",
         )
 
     def size_of(self, aspect: str) -> tuple[int, int]:
@@ -276,7 +294,7 @@ class ModelCard:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise CardError(f"The model card {path} cannot be read: {error}.") from error
         try:
-            return _card(Table(values, ""), path.parent)
+            return replace(_card(Table(values, ""), path.parent), path=path.resolve())
         except CardError as error:
             raise CardError(f"{path}: {error}") from None
 
@@ -396,6 +414,10 @@ def _style(table: Table) -> Style:
     for key, file in (("lora", style.lora), ("checkpoint", style.checkpoint)):
         if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts):
             raise CardError(f"{table.where}{key} must lie below the card's folder, not at {file!r}.")
+    if source is not None and style.checkpoint is not None and not style.checkpoint.endswith(".safetensors"):
+        raise CardError(
+            f"{table.where}checkpoint must be a .safetensors file where it has a source, which is one; not {checkpoint!r}."
+        )
     table.close()
     return style
 

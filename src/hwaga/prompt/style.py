@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import NamedTuple
 
 from hwaga.cards import STYLE_SIGN, ModelCard
@@ -78,8 +79,9 @@ def route(name: str, *, library: Library, card: ModelCard, family: str, fallback
         other = f"{card.name}{STYLE_SIGN}{name}"
         if not fallback:
             raise StyleError(
-                f"The style {name} of {card.name} is a checkpoint of its own. Draw with that one (--model {other}); or go on "
-                "with this one and the style's words: --style-fallback, style_fallback=True."
+                f"The style {name} of {card.name} is a checkpoint of its own. Draw with that one: --model "
+                f"{quote(f'{card.address}{STYLE_SIGN}{name}')}, or of a server the model {other}, if it has it. Or go on with "
+                "this one and the style's words: --style-fallback, style_fallback=True."
             )
         return replace(
             routed, notes=(f"Style {name} goes by its words alone: its checkpoint is another model, {other}.",)
