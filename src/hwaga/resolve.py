@@ -38,12 +38,14 @@ class Job:
     Attributes:
         tokens: of the prompt.
         negative: the same of the negative prompt, of a picture that is drawn with guidance; None without.
+        length: of the longer one, as the model runs on it.
         shape: of the latents.
     """
 
     request: ImageRequest
     tokens: Tokens
     negative: Tokens | None
+    length: int
     shape: tuple[int, int, int]
     schedule: Tensor
     loras: tuple[FoundLora, ...]
@@ -61,8 +63,7 @@ class Job:
         """What it asks of memory."""
         request, guided = self.request, self.negative is not None
         width, height = cast(int, request.width), cast(int, request.height)
-        tokens = max(len(self.tokens), 0 if self.negative is None else len(self.negative))
-        return Picture(width, height, tokens, request.source is not None, guided)
+        return Picture(width, height, self.length, request.source is not None, guided)
 
 
 class Resolver:
@@ -118,11 +119,14 @@ class Resolver:
             sampler=sampler,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
+        tokens = model.tokenize(request.model_prompt, limit)
         guided = self.card.is_guided(guidance)
+        negative = model.tokenize(request.model_negative or "", limit) if guided else None
         return Job(
             request=resolved,
-            tokens=model.tokenize(request.model_prompt, limit),
-            negative=model.tokenize(request.model_negative or "", limit) if guided else None,
+            tokens=tokens,
+            negative=negative,
+            length=max(model.length(each) for each in (tokens, negative) if each is not None),
             shape=model.latent_shape(width, height),
             schedule=schedule,
             loras=tuple(found),

@@ -82,6 +82,33 @@ def test_pictures_do_not_depend_on_where_weights_lie(
     assert plan.part("denoiser").moved_bytes == blocks * 3 * 2
 
 
+def test_plans_count_prompts_that_go_in_turn(engine: Engine, monkeypatch: pytest.MonkeyPatch, no_slack: None) -> None:
+    """Pictures go together where latents and windows are alike. A window may end early, so that tokens do not tell them."""
+    model = model_of(engine)
+    early = next(
+        text
+        for text in ("a " * before + "a, " + "a " * after for before in range(58, 74) for after in (85, 88))
+        if model.tokenize(text, 300).windows > -(-len(model.tokenize(text, 300)) // 75)
+    )
+    assert model.tokenize(early, 300).windows == 3
+    short = ImageRequest("a", width=64, height=48, seed=1, steps=2)
+    requests = [
+        short, short.replace(prompt=early), short.replace(prompt="b", negative=early), short.replace(prompt="a " * 100),
+    ]  # fmt: skip
+    floor = least(monkeypatch, engine, requests)
+    ran: list[int] = []
+    hook = model.unet.register_forward_pre_hook(lambda *_: ran.append(1))
+    with monkeypatch.context() as patch:
+        give(patch, floor)
+        pictures(engine, requests)
+        plan = engine.plan
+    hook.remove()
+    assert plan is not None
+    blocks = sum(block.nbytes for block in model.parts["denoiser"][1])
+    assert plan.part("denoiser").moved_bytes == blocks * len(ran)
+    assert len(ran) == 2 * 3, "one window, three of two pictures, and two"
+
+
 def test_a_prompt_is_read_alike_beside_others(engine: Engine) -> None:
     """To the bit, since it is kept: a picture would differ by what was asked for before it otherwise."""
     model = model_of(engine)

@@ -29,7 +29,7 @@ class Picture:
 
     Attributes:
         width, height: pixels.
-        tokens: of the prompt.
+        tokens: of the prompt, see ``Model.length``.
         source: it starts from a picture.
         guided: the denoiser runs for it twice a step, with its prompt and with what it is led away from.
     """
@@ -106,6 +106,9 @@ class Model(Protocol):
         Raises:
             PromptTooLongError: above the limit.
         """
+
+    def length(self, tokens: Any) -> int:
+        """How many tokens' room in the networks a prompt takes that went through ``tokenize``; padding may count."""
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt, template included, however many they are."""

@@ -186,6 +186,9 @@ class ZImageModel:
     def tokenize(self, prompt: str, limit: int) -> tuple[int, ...]:
         return tuple(self.tokenizer.ids_within(prompt, limit))
 
+    def length(self, tokens: tuple[int, ...]) -> int:
+        return len(tokens)
+
     def count_tokens(self, prompt: str) -> int:
         return len(self.tokenizer.ids(prompt))
 
