@@ -364,9 +364,9 @@ def test_names_of_the_published_files(folder: Path, engine: Engine, tmp_path: Pa
 @pytest.mark.parametrize("module", ["diffusers.models.unets.unet_2d_condition", "transformers"])
 def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModelError, match=r"pip install 'hwaga\[sdxl\]'"):
+    with pytest.raises(ModelError, match=r"pip install '\.\[sdxl\]'"):
         Engine.open(folder, device="cpu")
-    with pytest.raises(ModelError, match=r"pip install 'hwaga\[sdxl\]'"):
+    with pytest.raises(ModelError, match=r"pip install '\.\[sdxl\]'"):
         forecast("sdxl", vram="8 GiB", ram="16 GiB", settings=Settings(data_dir="/nowhere"))
 
 
