@@ -209,7 +209,11 @@ def on_an_l4() -> str:
 def where(*names: str) -> str:
     found = [results(name)["where"] for name in names if results(name)]
     said = sorted(
-        {f"{one['gpu'] or one['cpu']}, torch {one['torch']}, commit {one['commit']}, {one['date']}" for one in found}
+        {
+            f"{one['gpu'] or one['cpu']}, torch {one['torch']}, commit {one['commit']}"
+            f"{' with changes to the scripts or the code' if one['uncommitted_changes'] else ''}, {one['date']}"
+            for one in found
+        }
     )
     return "Measured on: " + "; ".join(said) + "."
 
