@@ -134,6 +134,9 @@ class Model(Protocol):
     def bring(self, unit: Any, memory: Tensor, progress: Callable[[int], None] | None = None) -> None:
         """Writes a unit's weights to memory of the device. Raises CheckpointError."""
 
+    def ready(self) -> None:
+        """Waits for whatever is prepared beside the reading of weights."""
+
     def forget(self) -> None:
         """Gives back the memory of whatever is kept in case it is used again."""
 

@@ -175,6 +175,9 @@ class SdxlModel:
     def count_tokens(self, prompt: str) -> int:
         return len(self.tokenizer.ids(prompt))
 
+    def ready(self) -> None:
+        """Nothing is prepared."""
+
     def forget(self) -> None:
         self.captions.clear()
         self.loras.kept.clear()
