@@ -80,7 +80,7 @@ def plan_conversion(card: ModelCard, destination: Path, *, precision: str, layou
     if marker is not None and marker.missing:
         raise CheckpointError(
             f"{card.name} is only partly on this machine: {marker.missing[0]} is missing or damaged in {card.folder}. "
-            f"`hwaga download {card.name}` fetches what is."
+            f"`hwaga download {card.address}` fetches what is."
         )
     fewer = None if precision == WHOLE else precision
     conversion = family.conversion(card.folder, files=card.files, precision=fewer, layout=layout)

@@ -117,7 +117,7 @@ class Engine:
         if marker is not None and marker.missing:
             raise CheckpointError(
                 f"{card.name} is only partly on this machine: {marker.missing[0]} is missing or damaged in {card.folder}. "
-                f"`hwaga download {card.name}` fetches what is, or add --to with that folder."
+                f"`hwaga download {card.address}` fetches what is, or add --to with that folder."
             )
         attempts = list(itertools.product(first_pictures(card), ways))
         for picture, way in attempts:

@@ -126,7 +126,7 @@ def _models(settings: Settings) -> list[Finding]:
         if card.present:
             findings.append(_verdict(card, settings))
         else:
-            remedy = f"`hwaga download {card.name}` fetches it to {card.folder}"
+            remedy = f"`hwaga download {card.address}` fetches it to {card.folder}"
             findings.append(Finding(card.name, None, f"not on this machine; {remedy}"))
     return findings
 
@@ -151,7 +151,7 @@ def _default(settings: Settings) -> list[Finding]:
         return [Finding("default", False, str(error))]
     text = f"{card.name} on {device} in {str(dtype).removeprefix('torch.')}"
     if not card.present:
-        text = f"{card.name} is not on this machine: hwaga download {card.name}"
+        text = f"{card.name} is not on this machine: hwaga download {card.address}"
     found = [Finding("default", card.present, text)]
     try:
         made = forecast(card, settings=settings)

@@ -83,7 +83,7 @@ def prompt(
     if reader is not None and composition.tokens is not None:
         say(f"Tokens: {composition.tokens} of {reader.limits.tokens}")
     else:
-        fetch = f" `hwaga download {card.name}` fetches it." if card.download and family == card.family else ""
+        fetch = f" `hwaga download {card.address}` fetches it." if card.download and family == card.family else ""
         say(f"Tokens are not counted: the tokenizer for {family} of {card.name} is not on this machine.{fetch}")
 
 
