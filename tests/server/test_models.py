@@ -263,11 +263,41 @@ def test_two_models_in_room_for_one_and_a_half(serve: Serve, tmp_path: Path) -> 
         unknown = asyncio.run_coroutine_threadsafe(
             running.dispatcher.submit("text2image", {"model": "gone", "request": request}), running.loop
         ).result()
-        error = running.ended(unknown.id)["error"]
-        assert (error["code"], error["message"]) == (
-            "model_not_found",
-            "There is no model 'gone' here. There is mini, second.",
-        )
+        assert running.ended(running.submit(prompt="a cat", steps=1)["id"])["status"] == "succeeded"
+        assert running.store.get(unknown.id).status == "queued"
+
+
+def test_jobs_wait_for_a_model_that_is_not_served(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    card = find_card("mini", Path("models"))
+    with serve(models=["mini", "second"], cards=[card, second_card()], queue_limit=2) as running:
+        running.dispatcher._slots[0].stay.took("second")
+        asyncio.run_coroutine_threadsafe(running.dispatcher.drain(60), running.loop).result(60)
+        kept = [
+            running.store.submit("text2image", {"model": name, "request": {"prompt": "a cat"}, "previews": False})
+            for name in ("second", "second")
+        ]
+    with serve(models=["mini"], cards=[card], queue_limit=2) as running:
+        # They are in nobody's way: neither of the queue's order nor of its limit.
+        mine = [running.submit(prompt=json.dumps({"delay": 0.05})) for _ in range(1)]
+        assert all(running.ended(job["id"])["status"] == "succeeded" for job in mine)
+        for job in kept:
+            shown = running.client.get(f"/v1/jobs/{job.id}").json()
+            assert (shown["status"], shown["position"], shown["model"]) == ("queued", None, "second")
+            assert "Start the server with --model second" in shown["reason"]
+        listed = running.client.get("/v1/jobs").json()["data"]
+        assert [entry["reason"] is None for entry in listed] == [True, False, False]
+        running.ready()
+        assert running.client.get("/health/ready").json() == {"status": "ready", "waiting_for_models": {"second": 2}}
+        assert [record.getMessage() for record in caplog.records if "--model second" in record.getMessage()] == [
+            "The model 'second' is not served, and its jobs wait. Start the server with --model second to draw them. "
+            "They are 2."
+        ]
+        assert running.client.delete(f"/v1/jobs/{kept[1].id}").json()["status"] == "cancelled"
+    with serve(models=["mini", "second"], cards=[card, second_card()]) as running:
+        done = running.ended(kept[0].id)
+        assert (done["status"], done["model"], done["reason"]) == ("succeeded", "second", None)
+        running.ready()
+        assert running.client.get("/health/ready").json()["waiting_for_models"] == {}
 
 
 def shown(running: Running, model: str) -> dict[str, Any]:

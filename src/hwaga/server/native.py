@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -30,7 +30,7 @@ from hwaga.server.drawing import (
 )
 from hwaga.server.event_stream import CONTENT, EventStream, frame
 from hwaga.server.events import Event
-from hwaga.server.jobs import Job, Kind, Status
+from hwaga.server.jobs import Job, Kind, Status, not_served
 from hwaga.server.picture_formats import converted, thumbnail
 from hwaga.server.refusals import RESPONSES, ErrorDetails, of_job
 
@@ -82,6 +82,7 @@ class JobView(BaseModel):
     started: float | None
     finished: float | None
     position: int | None = Field(description="How many jobs are before it, while it waits.")
+    reason: str | None = Field(description="Why it waits and has no place in the line: its model is not served now.")
     progress: Progress
     error: ErrorDetails | None
     images: list[PictureView]
@@ -135,7 +136,9 @@ class Composed(BaseModel):
     notes: list[str]
 
 
-def _view(job: Job, queue: list[str]) -> JobView:
+def _view(job: Job, queue: list[str], served: Collection[str] | None = None) -> JobView:
+    model = job.body.get("model")
+    absent = job.status == "queued" and served is not None and model is not None and model not in served
     return JobView(
         id=job.id,
         kind=job.kind,
@@ -145,10 +148,11 @@ def _view(job: Job, queue: list[str]) -> JobView:
         started=job.started,
         finished=job.finished,
         position=queue.index(job.id) if job.status == "queued" and job.id in queue else None,
+        reason=not_served(model) if absent else None,
         progress=Progress(step=job.progress[0], total=job.progress[1]),
         error=None if job.error is None else ErrorDetails(**of_job(job.error)[1]["error"]),
         images=[PictureView(id=image, url=f"/v1/images/{image}") for image in job.images],
-        model=job.body.get("model"),
+        model=model,
         request=job.body.get("request", {}),
         number=job.body.get("number", 1),
     )
@@ -156,7 +160,7 @@ def _view(job: Job, queue: list[str]) -> JobView:
 
 async def view_of(front: Front, job: Job) -> JobView:
     """A job as its owner sees it, with its place in the queue."""
-    return _view(job, await front.dispatcher.call(front.dispatcher.store.queue))
+    return _view(job, await front.dispatcher.call(front.dispatcher.store.queue), front.models)
 
 
 @router.post(
@@ -221,7 +225,7 @@ async def list_jobs(
     shown, rest = jobs[:limit], jobs[limit:]
     following = json.dumps([shown[-1].created, shown[-1].id]).encode() if rest else None
     return JobPage(
-        data=[_view(job, queue) for job in shown],
+        data=[_view(job, queue, front.models) for job in shown],
         next=None if following is None else base64.urlsafe_b64encode(following).decode(),
     )
 
