@@ -179,7 +179,7 @@ def _borrowing(name: str) -> Iterator[None]:
     except ImportError as error:
         raise ModelError(
             f"Stable Diffusion XL is drawn with the packages diffusers and transformers, which are not here ({error}). "
-            "Install them with: pip install 'hwaga[sdxl]'"
+            "Install them in a checkout of Hwaga: pip install '.[sdxl]'"
         ) from error
     except Exception as error:  # whatever the packages raise for a configuration that makes no sense
         raise CheckpointError(f"The configuration of {name} describes no network: {error}. Fetch it again.") from error
