@@ -12,7 +12,7 @@ be another's, and reports with the old number are refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -74,12 +74,12 @@ class JobStore(Protocol):
 
     Attributes:
         keys: the API keys, which are kept in the same place.
-        served: names of the models that are there. Jobs that name another one wait until it is there again: they are claimed
+        served: names of the models that are there, the default first. Jobs that name another one wait until it is there again: they are claimed
             by nobody here, and in nobody's way. None: all there are.
     """
 
     keys: KeyStore
-    served: Collection[str] | None
+    served: Sequence[str] | None
 
     def submit(
         self,

@@ -19,7 +19,7 @@ import secrets
 import sqlite3
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
@@ -116,7 +116,7 @@ class SqliteStore:
     ) -> None:
         self._folder, self._queue_limit, self._max_sources = folder, queue_limit, max_sources
         self._clock, self._boot, self._wall = clock, boot or _boot_id(), wall
-        self.served: Collection[str] | None = None
+        self.served: Sequence[str] | None = None
         with translated():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are nobody else's business
             roles = [folder / "results", folder / "sources"]
@@ -151,9 +151,12 @@ class SqliteStore:
         key: str | None = None,
         request_id: str | None = None,
     ) -> Job:
-        text = json.dumps(body, sort_keys=True, allow_nan=False)
+        text = _text(body)
         picture = hashlib.sha256(source).hexdigest() if source is not None else ""
-        fingerprint = hashlib.sha256(f"{kind}\n{picture}\n{text}".encode()).hexdigest()
+        # The default model goes without its name, as it did before there were several: keys of before a change stay good.
+        default = self.served is not None and body.get("model") == self.served[0]
+        named = _text({name: value for name, value in body.items() if name != "model"}) if default else text
+        fingerprint = hashlib.sha256(f"{kind}\n{picture}\n{named}".encode()).hexdigest()
         with self._transaction() as db:
             again = db.execute(
                 "SELECT id, fingerprint FROM jobs WHERE owner = ? AND idempotency_key = ?", (owner, key)
@@ -424,6 +427,10 @@ class SqliteStore:
 
     def _path(self, role: str, picture: str) -> Path:
         return self._folder / role / picture[:2] / (f"{picture}.png" if role == "results" else picture)
+
+
+def _text(body: dict[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True, allow_nan=False)
 
 
 def _boot_id() -> str:
