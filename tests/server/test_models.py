@@ -21,9 +21,13 @@ from PIL import Image
 
 from hwaga.cards import ASSETS, ModelCard
 from hwaga.engine import Engine
+from hwaga.loras import LoraLibrary
 from hwaga.model_lookup import find_card
+from hwaga.prompt import Library
 from hwaga.request import ImageRequest
+from hwaga.server.served import Served
 from hwaga.server.stay import MOST
+from hwaga.settings import Settings
 
 if TYPE_CHECKING:
     from conftest import Running
@@ -144,6 +148,41 @@ def test_guidance_is_for_models_that_have_it(server: Running) -> None:
     models = {model["name"]: model for model in server.client.get("/v1/status").json()["models"]}
     assert (models["mini"]["guidance"], models["mini"]["samplers"]) == (None, [])
     assert (models["second"]["guidance"], models["second"]["samplers"]) == (7.0, ["dpmpp_2m_karras", "euler"])
+
+
+def test_the_negative_prompt_is_checked_and_counted_where_it_is_used(server: Running) -> None:
+    long = {"prompt": "a cat", "model": "second", "negative": "word " * 150}
+    for path in ("/v1/jobs", "/v1/images/generations"):
+        refused = server.client.post(path, json=long)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("The negative prompt has")
+        assert "the limit is 200" in refused.json()["error"]["message"]
+    server.submit(**long, guidance=1)
+
+    def tokens(**more: Any) -> int:
+        made = server.openai().images.generate(prompt="a cat", model="second", extra_body=more)
+        assert made.usage
+        return made.usage.input_tokens
+
+    alone = tokens()
+    assert tokens(negative="blurry", guidance=1) == alone < tokens(negative="blurry")
+
+
+def test_the_negative_prompt_that_packs_compose_is_counted_too(tmp_path: Path) -> None:
+    card, settings = find_card("sdxl", tmp_path), Settings(data_dir=str(tmp_path))
+    counted: list[str] = []
+
+    def count(text: str, _: int) -> int:
+        counted.append(text)
+        return len(text)
+
+    served = Served(card, Library.load(settings.packs), LoraLibrary(settings.loras), count)
+    request = ImageRequest("a cake", style="watercolor", negative="people")
+    composition = served.composed(request, card.limits.tokens)
+    assert composition.negative
+    assert served.check(request) == len(composition.text) + len(counted[-1])
+    assert counted[-1] == f"people, {composition.negative}"
+    assert served.check(request.replace(guidance=1)) == len(composition.text)
 
 
 def test_a_model_that_is_not_there(server: Running) -> None:

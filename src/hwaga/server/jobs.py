@@ -74,8 +74,8 @@ class JobStore(Protocol):
 
     Attributes:
         keys: the API keys, which are kept in the same place.
-        served: names of the models that are there, the default first. Jobs that name another one wait until it is there again: they are claimed
-            by nobody here, and in nobody's way. None: all there are.
+        served: names of the models that are there, the default first. Jobs that name another one wait until it is there
+            again: they are claimed by nobody here, and in nobody's way. None: all there are.
     """
 
     keys: KeyStore
