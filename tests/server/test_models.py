@@ -21,12 +21,14 @@ from PIL import Image
 
 from hwaga.cards import ASSETS, ModelCard
 from hwaga.engine import Engine
+from hwaga.image_file import encode
 from hwaga.loras import LoraLibrary
 from hwaga.model_lookup import find_card
 from hwaga.prompt import Library
 from hwaga.request import ImageRequest
 from hwaga.server.served import Served
 from hwaga.server.stay import MOST
+from hwaga.server.store import SqliteStore
 from hwaga.settings import Settings
 
 if TYPE_CHECKING:
@@ -91,6 +93,25 @@ def png() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_again_is_of_the_model_that_the_picture_names(serve: Serve, tmp_path: Path) -> None:
+    """Also where the job names none, as it is of a server of one model, and that is not the default any more."""
+    request = {"prompt": "a cat", "seed": 7}
+    drawn_by = {"model": "second", "request": request}
+    with contextlib.closing(SqliteStore(tmp_path / "server")) as store:
+        store.submit("text2image", {"request": request})
+        job = store.claim("worker")
+        assert job is not None
+        picture = encode(Image.new("RGB", (64, 64)), "png", made_with=drawn_by, parameters="a picture")
+        path = f"/v1/images/{store.finish(job.id, 1, [picture]).images[0]}/again"
+    cards = [find_card("mini", Path("models")), second_card()]
+    with serve(models=["mini", "second"], cards=cards) as running:
+        assert running.client.post(path, json={}).json()["model"] == "second"
+    with serve(models=["mini"], cards=cards[:1]) as running:
+        refused = running.client.post(path, json={})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+        assert "the model 'second', which is not served" in refused.json()["error"]["message"]
 
 
 def test_the_card_of_its_model_counts(server: Running) -> None:

@@ -32,11 +32,13 @@ def converted(png: bytes, format: Format, quality: int) -> bytes:
         )
 
 
-def request_of(png: bytes) -> dict[str, Any]:
-    """The resolved request that a picture of the server's says it was made by, as ``ImageRequest.to_json`` wrote it."""
+def made_by(png: bytes) -> tuple[str | None, dict[str, Any]]:
+    """The model that a picture of the server's says it was made by, and the resolved request, as ``ImageRequest.to_json`` wrote
+    it.
+    """
     with opened_picture(png, "the picture") as picture:
-        request: dict[str, Any] = json.loads(picture.info["hwaga"])["request"]
-    return request
+        settings = json.loads(picture.info["hwaga"])
+    return settings.get("model"), settings["request"]
 
 
 def thumbnail(png: bytes, format: Format) -> bytes:
