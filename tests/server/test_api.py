@@ -464,6 +464,17 @@ def test_the_log_says_no_prompt(server: Running, caplog: pytest.LogCaptureFixtur
     assert (by_end["running."]["request_id"], by_end["succeeded."]["request_id"]) == (asked, asked)
 
 
+def test_the_log_does_not_tell_where_a_picture_is(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    image = server.ended(server.submit(prompt="a cat")["id"])["images"][0]
+    caplog.set_level("INFO")
+    assert server.client.get(image["url"]).status_code == 200
+    assert server.client.post(f"{image['url']}/again", json={}).status_code == 202
+    short = f"/v1/images/{image['id'][:6]}…"
+    server.until(lambda: {short, f"{short}/again"} <= {vars(record).get("path") for record in caplog.records})
+    ours = [record for record in caplog.records if record.name.startswith("hwaga")]
+    assert image["id"] not in "".join(JsonLines().format(record) for record in ours)
+
+
 def test_the_log_of_a_job_names_the_request_that_it_came_with(
     serve: Serve, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
