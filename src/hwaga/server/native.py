@@ -31,7 +31,7 @@ from hwaga.server.drawing import (
 from hwaga.server.event_stream import CONTENT, EventStream, frame
 from hwaga.server.events import Event
 from hwaga.server.jobs import Job, Kind, Status, not_served
-from hwaga.server.picture_formats import converted, thumbnail
+from hwaga.server.picture_formats import bare, converted, thumbnail
 from hwaga.server.refusals import RESPONSES, ErrorDetails, of_job
 
 CACHE_SECONDS = 300
@@ -305,22 +305,32 @@ def _described(event: Event) -> dict[str, Any]:
 )
 async def get_image(
     image: str,
+    request: Request,
     front: TheFront,
     format: Format = "png",
     quality: Annotated[int, Query(ge=1, le=100, description="Of JPEG and WebP.")] = 92,
     small: Annotated[bool, Query(alias="thumbnail", description="At most 256 pixels a side.")] = False,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The picture with the settings that made it inside; a thumbnail is without. Who knows the address needs no key."""
-    data = await front.picture(image)
-    tag = f'"{image}-{format}-{quality}-{small:d}"'
-    headers = {"ETag": tag, "Cache-Control": f"private, max-age={CACHE_SECONDS}", "Referrer-Policy": "no-referrer"}
+    """The picture with the settings that made it inside. A thumbnail is without, and so is what others than its owner get: who
+    knows the address needs no key.
+    """
+    owner: str | None = request.state.owner
+    data, own = await front.shown(image, owner)
+    whole = not small and (own or owner == "")  # who needs no key is everyone
+    tag = f'"{image}-{format}-{quality}-{small:d}{whole:d}"'
+    headers = {
+        "ETag": tag,
+        "Vary": "Authorization",
+        "Cache-Control": f"private, max-age={CACHE_SECONDS}",
+        "Referrer-Policy": "no-referrer",
+    }
     if if_none_match is not None and tag in if_none_match:
         return Response(status_code=304, headers=headers)
     if small:
         data = await asyncio.to_thread(thumbnail, data, format)
     else:
-        data = await asyncio.to_thread(converted, data, format, quality)
+        data = await asyncio.to_thread(converted if whole else bare, data, format, quality)
     return Response(data, media_type=f"image/{format}", headers=headers)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from typing import Any
 
 from hwaga.image_file import Format, encode
 from hwaga.source_image import opened_picture
 
 THUMBNAIL = 256
+
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"eXIf")
 
 
 def converted(png: bytes, format: Format, quality: int) -> bytes:
@@ -30,6 +33,26 @@ def converted(png: bytes, format: Format, quality: int) -> bytes:
             parameters=info["parameters"],
             quality=quality,
         )
+
+
+def bare(png: bytes, format: Format, quality: int) -> bytes:
+    """The picture in a format, without the settings that made it."""
+    if format == "png":  # all but its texts, as it lies there
+        kept, at = [png[:8]], 8
+        while at < len(png):
+            length, kind = struct.unpack_from(">I4s", png, at)
+            end = at + 12 + length
+            if kind not in _TEXTS:
+                kept.append(png[at:end])
+            at = end
+        return b"".join(kept)
+    with opened_picture(png, "the picture") as picture:
+        plain = picture.convert("RGB")
+    plain.info = {}
+    buffer = io.BytesIO()
+    more = {"subsampling": "4:4:4"} if format == "jpeg" else {}
+    plain.save(buffer, format, quality=quality, **more)
+    return buffer.getvalue()
 
 
 def made_by(png: bytes) -> tuple[str | None, dict[str, Any]]:
