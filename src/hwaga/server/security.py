@@ -41,8 +41,9 @@ QUICK = ("/v1/prompts/compose",)
 """What is no work, though it is sent by POST, and asked for while somebody types."""
 
 PICTURE = re.compile(r"/v1/images/[0-9a-f]{32}")
-"""Paths of finished pictures, which whoever knows one is shown, if without the settings: 128 random bits, told to the owner alone. So an address that
-``response_format=url`` gives works in a browser, which sends no key with a picture, and on the pages of a shop.
+"""Paths of finished pictures, which whoever knows one is shown, if without the settings: 128 random bits, told to the owner
+alone. So an address that ``response_format=url`` gives works in a browser, which sends no key with a picture, and on the pages
+of a shop.
 """
 
 PAGE = re.compile(r"/(ui/.*)?")
