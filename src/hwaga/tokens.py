@@ -1,11 +1,19 @@
-"""How many tokens a prompt has, asked of a checkpoint's tokenizer alone: no network is loaded and torch is not imported."""
+"""What can be asked of a model's family while no network is loaded and torch is not imported: how many tokens a prompt has, by
+the checkpoint's tokenizer, and whether what it is drawn with is installed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from hwaga.cards import ModelCard
-from hwaga.families import WITH_TOKENIZER, open_tokenizer
+from hwaga.families import PACKAGES, WITH_TOKENIZER, open_tokenizer
+
+
+def missing_packages(card: ModelCard) -> list[str]:
+    """Packages that a model is drawn with and that are not installed. None of them is imported."""
+    return [package for package in PACKAGES.get(card.family, ()) if find_spec(package) is None]
 
 
 def is_countable(card: ModelCard) -> bool:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
+from hwaga.families import PACKAGES
+
 if TYPE_CHECKING:
     from command import Command
 
@@ -114,6 +116,11 @@ def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyP
     assert "Two of the models are called 'mini'" in hwaga.refused("serve", "--model", "mini", "--model", "mini")
     assert "--keep-bytes must be a size" in hwaga.refused("serve", "--keep-bytes", "much")
     assert "--vram (HWAGA_VRAM) must be a size" in hwaga.refused("serve", "--vram", "much")
+    with monkeypatch.context() as patch:
+        patch.setitem(PACKAGES, "z_image", ("json", "no_such_package"))
+        said = hwaga.refused("serve", "--port", 0)
+        assert "mini is drawn with no_such_package, not installed here" in said
+        assert "pip install '.[server,z_image]'" in said
     monkeypatch.delitem(sys.modules, "hwaga.server.api", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     assert "pip install '.[server]'" in hwaga.refused("serve")

@@ -359,6 +359,11 @@ def test_keys_and_whose_a_job_is(serve: Serve) -> None:
         assert running.client.get(f"/v1/jobs/{early}").status_code == 200
 
 
+def pixels(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as picture:
+        return picture.convert("RGB").tobytes()
+
+
 def test_a_pictures_address_is_enough_to_see_it(serve: Serve) -> None:
     with serve() as running:
         _, secret = running.store.keys.add("a shop")
@@ -373,6 +378,23 @@ def test_a_pictures_address_is_enough_to_see_it(serve: Serve) -> None:
             assert answer.headers["cache-control"].startswith("private")
             assert "access-control-allow-origin" not in answer.headers
         path = url.partition("?")[0]
+        # Its settings are for its owner: not for who has been given the address, nor for others with keys.
+        other = {"Authorization": f"Bearer {running.store.keys.add('another shop')[1]}"}
+        own = running.client.get(path, headers=key)
+        assert (pixels(own.content), own.headers["vary"]) == (pixels(running.client.get(path).content), "Authorization")
+        for format in ("png", "jpeg", "webp"):
+            whole = running.client.get(f"{path}?format={format}", headers=key)
+            assert b"a cat" in whole.content
+            for headers in ({}, on_a_page, other):
+                shown = running.client.get(f"{path}?format={format}", headers=headers)
+                assert (shown.status_code, shown.headers["content-type"]) == (200, f"image/{format}")
+                assert b"cat" not in shown.content
+                assert b"hwaga" not in shown.content.lower()
+                with Image.open(io.BytesIO(shown.content)) as picture:
+                    picture.load()
+                    assert not picture.getexif()
+                asked = {"If-None-Match": whole.headers["etag"]}
+                assert running.client.get(f"{path}?format={format}", headers={**headers, **asked}).status_code == 200
         assert len(path.rpartition("/")[2]) * 4 >= 128  # bits, all of them random
         # To see it is all that it is enough for, and it is the only one.
         for answer in (
@@ -462,6 +484,17 @@ def test_the_log_says_no_prompt(server: Running, caplog: pytest.LogCaptureFixtur
     by_end = {line["message"].split()[-1]: line for line in told}
     assert by_end["succeeded."]["seconds"] >= 0
     assert (by_end["running."]["request_id"], by_end["succeeded."]["request_id"]) == (asked, asked)
+
+
+def test_the_log_does_not_tell_where_a_picture_is(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    image = server.ended(server.submit(prompt="a cat")["id"])["images"][0]
+    caplog.set_level("INFO")
+    assert server.client.get(image["url"]).status_code == 200
+    assert server.client.post(f"{image['url']}/again", json={}).status_code == 202
+    short = f"/v1/images/{image['id'][:6]}…"
+    server.until(lambda: {short, f"{short}/again"} <= {vars(record).get("path") for record in caplog.records})
+    ours = [record for record in caplog.records if record.name.startswith("hwaga")]
+    assert image["id"] not in "".join(JsonLines().format(record) for record in ours)
 
 
 def test_the_log_of_a_job_names_the_request_that_it_came_with(

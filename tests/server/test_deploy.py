@@ -21,6 +21,7 @@ import typer
 
 from hwaga.cli.app import app
 from hwaga.cli.serve import serve as serve_command
+from hwaga.families import PACKAGES
 from hwaga.server.listener import DRAIN, HANG_UP
 from hwaga.settings import Settings
 
@@ -61,6 +62,14 @@ def assert_known(variables: dict[str, str]) -> None:
         assert name.removeprefix("HWAGA_").lower() in {field.name for field in fields(Settings)}
 
 
+def test_what_is_installed_draws_with_every_family() -> None:
+    """Whatever model HWAGA_MODEL names."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for family, packages in PACKAGES.items():
+        assert set(packages) <= {re.split(r"[^a-z0-9-]", each)[0] for each in extras[family]}
+        assert f"'.[server,{family}]'" in of("RUN")[0]
+
+
 def test_the_unit() -> None:
     found = unit()
     variables = dict(pair.split("=", 1) for line in found["Environment"] for pair in shlex.split(line))
@@ -73,7 +82,7 @@ def test_the_unit() -> None:
     told = UNIT.read_text().partition("[Unit]")[0]
     assert "useradd --system hwaga\n" in told
     assert f"install -d -o hwaga -m 700 {state} " in told
-    assert f"{Path(found['ExecStart'][0].split()[0]).parent}/pip install" in told
+    assert f"{Path(found['ExecStart'][0].split()[0]).parent}/pip install -c constraints.txt '.[server,sdxl]'" in told
     assert f"HWAGA_DATA_DIR={state} {found['ExecStart'][0].split()[0]} keys add" in told
     # The parent is told alone, and has the time that it takes.
     assert found["KillMode"] == ["mixed"]
@@ -99,7 +108,7 @@ def test_the_dockerfile() -> None:
         assert all((ROOT / source).exists() for source in sources)
     (run,), (user,) = of("RUN"), of("USER")
     assert f"useradd --system --create-home --uid 10001 {user}" in run
-    assert "-c constraints.txt '.[server]'" in run
+    assert "-c constraints.txt '.[server,sdxl]'" in run
     assert kinds.index("USER") > kinds.index("RUN"), "what is installed belongs to root"
     variables = dict(pair.split("=", 1) for pair in of("ENV"))
     assert_known(variables)

@@ -21,9 +21,15 @@ from PIL import Image
 
 from hwaga.cards import ASSETS, ModelCard
 from hwaga.engine import Engine
+from hwaga.image_file import encode
+from hwaga.loras import LoraLibrary
 from hwaga.model_lookup import find_card
+from hwaga.prompt import Library
 from hwaga.request import ImageRequest
+from hwaga.server.served import Served
 from hwaga.server.stay import MOST
+from hwaga.server.store import SqliteStore
+from hwaga.settings import Settings
 
 if TYPE_CHECKING:
     from conftest import Running
@@ -89,6 +95,25 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
+def test_again_is_of_the_model_that_the_picture_names(serve: Serve, tmp_path: Path) -> None:
+    """Also where the job names none, as it is of a server of one model, and that is not the default any more."""
+    request = {"prompt": "a cat", "seed": 7}
+    drawn_by = {"model": "second", "request": request}
+    with contextlib.closing(SqliteStore(tmp_path / "server")) as store:
+        store.submit("text2image", {"request": request})
+        job = store.claim("worker")
+        assert job is not None
+        picture = encode(Image.new("RGB", (64, 64)), "png", made_with=drawn_by, parameters="a picture")
+        path = f"/v1/images/{store.finish(job.id, 1, [picture]).images[0]}/again"
+    cards = [find_card("mini", Path("models")), second_card()]
+    with serve(models=["mini", "second"], cards=cards) as running:
+        assert running.client.post(path, json={}).json()["model"] == "second"
+    with serve(models=["mini"], cards=cards[:1]) as running:
+        refused = running.client.post(path, json={})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+        assert "the model 'second', which is not served" in refused.json()["error"]["message"]
+
+
 def test_the_card_of_its_model_counts(server: Running) -> None:
     def refusal(**body: Any) -> str:
         answer = server.client.post("/v1/jobs", json=body)
@@ -145,6 +170,41 @@ def test_guidance_is_for_models_that_have_it(server: Running) -> None:
     models = {model["name"]: model for model in server.client.get("/v1/status").json()["models"]}
     assert (models["mini"]["guidance"], models["mini"]["samplers"]) == (None, [])
     assert (models["second"]["guidance"], models["second"]["samplers"]) == (7.0, ["dpmpp_2m_karras", "euler"])
+
+
+def test_the_negative_prompt_is_checked_and_counted_where_it_is_used(server: Running) -> None:
+    long = {"prompt": "a cat", "model": "second", "negative": "word " * 150}
+    for path in ("/v1/jobs", "/v1/images/generations"):
+        refused = server.client.post(path, json=long)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("The negative prompt has")
+        assert "the limit is 200" in refused.json()["error"]["message"]
+    server.submit(**long, guidance=1)
+
+    def tokens(**more: Any) -> int:
+        made = server.openai().images.generate(prompt="a cat", model="second", extra_body=more)
+        assert made.usage
+        return made.usage.input_tokens
+
+    alone = tokens()
+    assert tokens(negative="blurry", guidance=1) == alone < tokens(negative="blurry")
+
+
+def test_the_negative_prompt_that_packs_compose_is_counted_too(tmp_path: Path) -> None:
+    card, settings = find_card("sdxl", tmp_path), Settings(data_dir=str(tmp_path))
+    counted: list[str] = []
+
+    def count(text: str, _: int) -> int:
+        counted.append(text)
+        return len(text)
+
+    served = Served(card, Library.load(settings.packs), LoraLibrary(settings.loras), count)
+    request = ImageRequest("a cake", style="watercolor", negative="people")
+    composition = served.composed(request, card.limits.tokens)
+    assert composition.negative
+    assert served.check(request) == len(composition.text) + len(counted[-1])
+    assert counted[-1] == f"people, {composition.negative}"
+    assert served.check(request.replace(guidance=1)) == len(composition.text)
 
 
 def test_a_model_that_is_not_there(server: Running) -> None:
@@ -264,11 +324,41 @@ def test_two_models_in_room_for_one_and_a_half(serve: Serve, tmp_path: Path) -> 
         unknown = asyncio.run_coroutine_threadsafe(
             running.dispatcher.submit("text2image", {"model": "gone", "request": request}), running.loop
         ).result()
-        error = running.ended(unknown.id)["error"]
-        assert (error["code"], error["message"]) == (
-            "model_not_found",
-            "There is no model 'gone' here. There is mini, second.",
-        )
+        assert running.ended(running.submit(prompt="a cat", steps=1)["id"])["status"] == "succeeded"
+        assert running.store.get(unknown.id).status == "queued"
+
+
+def test_jobs_wait_for_a_model_that_is_not_served(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    card = find_card("mini", Path("models"))
+    with serve(models=["mini", "second"], cards=[card, second_card()], queue_limit=2) as running:
+        running.dispatcher._slots[0].stay.took("second")
+        asyncio.run_coroutine_threadsafe(running.dispatcher.drain(60), running.loop).result(60)
+        kept = [
+            running.store.submit("text2image", {"model": name, "request": {"prompt": "a cat"}, "previews": False})
+            for name in ("second", "second")
+        ]
+    with serve(models=["mini"], cards=[card], queue_limit=2) as running:
+        # They are in nobody's way: neither of the queue's order nor of its limit.
+        mine = [running.submit(prompt=json.dumps({"delay": 0.05})) for _ in range(1)]
+        assert all(running.ended(job["id"])["status"] == "succeeded" for job in mine)
+        for job in kept:
+            shown = running.client.get(f"/v1/jobs/{job.id}").json()
+            assert (shown["status"], shown["position"], shown["model"]) == ("queued", None, "second")
+            assert "Start the server with --model second" in shown["reason"]
+        listed = running.client.get("/v1/jobs").json()["data"]
+        assert [entry["reason"] is None for entry in listed] == [True, False, False]
+        running.ready()
+        assert running.client.get("/health/ready").json() == {"status": "ready", "waiting_for_models": {"second": 2}}
+        assert [record.getMessage() for record in caplog.records if "--model second" in record.getMessage()] == [
+            "The model 'second' is not served, and its jobs wait. Start the server with --model second to draw them. "
+            "They are 2."
+        ]
+        assert running.client.delete(f"/v1/jobs/{kept[1].id}").json()["status"] == "cancelled"
+    with serve(models=["mini", "second"], cards=[card, second_card()]) as running:
+        done = running.ended(kept[0].id)
+        assert (done["status"], done["model"], done["reason"]) == ("succeeded", "second", None)
+        running.ready()
+        assert running.client.get("/health/ready").json()["waiting_for_models"] == {}
 
 
 def shown(running: Running, model: str) -> dict[str, Any]:

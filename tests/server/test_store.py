@@ -663,3 +663,41 @@ class Jobs(RuleBasedStateMachine):
 
 TestJobs = Jobs.TestCase
 TestJobs.settings = settings(max_examples=8, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow])
+
+
+def test_jobs_of_models_that_are_not_served_wait_in_nobodys_way(store: SqliteStore) -> None:
+    kept = [store.submit("text2image", {"model": "gone"}, owner="anna") for _ in range(3)]
+    store.served = ("mini", "other")
+    nameless = store.submit("text2image", {}, owner="anna")
+    mine = [store.submit("text2image", {"model": "mini"}, owner=owner) for owner in ("anna", "bert")]
+    assert store.queue() == [nameless.id, mine[1].id, mine[0].id], "nor do they count for the turns"
+    assert store.models_waiting() == {None, "mini"}
+    assert store.waiting_for_models() == {"gone": 3}
+    assert [claimed(store).id for _ in range(3)] == [nameless.id, mine[1].id, mine[0].id]
+    assert store.claim("worker") is None
+    assert store.claim("worker", model="gone") is None
+    for job in (nameless, *mine):
+        store.finish(job.id, 1, [])
+    assert store.expected_wait(1) == 0
+    for _ in range(3):
+        store.submit("text2image", {"model": "mini"}, owner="anna")
+    with pytest.raises(QueueFullError):
+        store.check_room("anna")
+    store.served = ("gone",)
+    assert store.waiting_for_models() == {"mini": 3}
+    assert claimed(store).id == kept[0].id
+
+
+def test_the_default_model_is_no_part_of_what_an_idempotency_key_stands_for(store: SqliteStore) -> None:
+    old = store.submit("text2image", {"request": {"prompt": "a cat"}}, key="k")  # as a server of one model wrote it
+    store.served = ("mini", "second")
+    body = {"model": "mini", "request": {"prompt": "a cat"}}
+    assert store.submit("text2image", body, key="k").id == old.id
+    for other in (body | {"model": "second"}, body | {"request": {"prompt": "a dog"}}):
+        with pytest.raises(IdempotencyConflictError):
+            store.submit("text2image", other, key="k")
+    second = store.submit("text2image", body | {"model": "second"}, key="k2")
+    assert second.body["model"] == "second"
+    assert store.submit("text2image", body | {"model": "second"}, key="k2").id == second.id
+    with pytest.raises(IdempotencyConflictError):
+        store.submit("text2image", body, key="k2")

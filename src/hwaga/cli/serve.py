@@ -18,6 +18,7 @@ from hwaga.errors import ServerError, SettingsError
 from hwaga.model_lookup import find_card
 from hwaga.server.store import SqliteStore
 from hwaga.settings import Settings, bytes_of, parse_bytes
+from hwaga.tokens import missing_packages
 
 keys = typer.Typer(name="keys", help="API keys of the server.", no_args_is_help=True)
 
@@ -42,7 +43,9 @@ def serve(
             help="cuda, cuda:1, mps or cpu. Repeatable: each draws jobs of its own (by default the fastest present)."
         ),
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32 (by default what suits the device).")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="bfloat16, float16 or float32 (by default what suits the device and the model).")
+    ] = None,
     precision: Precision = None,
     vram: Annotated[
         str | None,
@@ -86,6 +89,12 @@ def serve(
         bytes_of(name, given)
     models = model or [settings.model]
     cards = [find_card(each, settings.models) for each in models]
+    for card in cards:  # a worker would find out at its start, again and again, and draw nothing of the others' either
+        if missing := missing_packages(card):
+            raise ServerError(
+                f"{card.name} is drawn with {' and '.join(missing)}, not installed here. "
+                f"Install what it needs in a checkout of Hwaga: pip install '.[server,{card.family}]'"
+            )
     names = [card.name for card in cards]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

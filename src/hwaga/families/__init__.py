@@ -23,6 +23,10 @@ WITH_TOKENIZER = frozenset({"sdxl"})
 """Families whose tokenizer comes with Hwaga, so that tokens are counted without a checkpoint."""
 
 
+PACKAGES = {"sdxl": ("diffusers", "transformers")}
+"""What a family draws with that does not come with Hwaga, but with the extra of the family's name."""
+
+
 def find_family(name: str) -> Family:
     """The family of a model card.
 

@@ -196,7 +196,7 @@ class Neighbour:
 
     Attributes:
         model: its name.
-        leaves_bytes: of the device, that it gives up to make room.
+        leaves_bytes: of the device, that it gives up when the plan is carried out.
         stays_bytes: of the device, that it keeps.
         pinned_bytes: of the host, for its weights that are away.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 
@@ -12,6 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hwaga.server.json_log import request_id
 from hwaga.server.refusals import refusal
+
+PICTURE = re.compile(r"(/images/[0-9a-f]{6})[0-9a-f]+")
+"""A picture's id is all that it takes to see it, and the log is read by others than its owner."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +53,7 @@ class AccessLog:
             if not status:
                 await refusal(500, f"The server failed at request {name}. Its log says why.")(scope, receive, noting)
         finally:
-            fields = {"method": scope["method"], "path": scope["path"], "status": status}
+            fields = {"method": scope["method"], "path": PICTURE.sub(r"\1…", scope["path"]), "status": status}
             fields |= {"request_id": name, "ms": round(1000 * (time.perf_counter() - begin), 1)}
             _log.info("%(method)s %(path)s", fields, extra=fields)
             request_id.reset(scope_of_log)

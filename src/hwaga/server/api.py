@@ -57,6 +57,7 @@ def create_app(
     app = FastAPI(title="Hwaga", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     library = Library.load(settings.packs)
     models = {card.name: Served.of(card, library, settings) for card in cards}
+    dispatcher.store.served = tuple(models)
     app.state.front = Front(dispatcher, models, own_folders(settings, *cards), log_prompts)
     app.state.metrics = health.Metrics()
     dispatcher.on_end = app.state.metrics.observe

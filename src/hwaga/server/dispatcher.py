@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from hwaga.errors import ServerStoppingError, StaleAttemptError, StoreError, UnknownJobError, WireError, WorkerError
 from hwaga.server import wire
 from hwaga.server.events import Event, Feeds
-from hwaga.server.jobs import LEASE, TERMINAL, Job, JobStore, Kind
+from hwaga.server.jobs import LEASE, TERMINAL, Job, JobStore, Kind, not_served
 from hwaga.server.packing import joins
 from hwaga.server.process import WorkerProcess
 from hwaga.server.stay import Stay
@@ -153,6 +153,9 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Starts the workers, and does not wait until they are ready."""
+        with contextlib.suppress(StoreError):  # which says so wherever it matters
+            for model, count in (await self.call(self.store.waiting_for_models)).items():
+                _log.warning("%s They are %d.", not_served(model), count)
         self._tasks = [asyncio.create_task(self._serve(slot)) for slot in self._slots]
         self._tasks.append(asyncio.create_task(self._look_after()))
 

@@ -192,11 +192,16 @@ class Front:
 
     async def picture(self, image: str, owner: str | None = None) -> bytes:
         """The PNG of a finished picture, of that owner's where one is named, or UnknownJobError."""
+        data, own = await self.shown(image, owner)
+        if owner is not None and not own:
+            raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
+        return data
+
+    async def shown(self, image: str, owner: str | None) -> tuple[bytes, bool]:
+        """The PNG of a finished picture, and whether it is that owner's. Raises UnknownJobError."""
         with contextlib.suppress(UnknownJobError):
             job, data = await self.dispatcher.call(self.dispatcher.store.picture, image)
-            if owner is not None:
-                await self.job(job, owner)
-            return data
+            return data, (await self.dispatcher.call(self.dispatcher.store.get, job)).owner == owner
         raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
 
     @asynccontextmanager

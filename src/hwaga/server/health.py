@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping
@@ -9,8 +10,9 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
+from hwaga.errors import StoreError
 from hwaga.server.drawing import Owner, TheFront
 from hwaga.server.jobs import Job
 from hwaga.server.refusals import RESPONSES, refusal
@@ -25,6 +27,14 @@ class Health(BaseModel):
     """All is well."""
 
     status: str
+
+
+class Readiness(Health):
+    """Jobs are being drawn."""
+
+    waiting_for_models: dict[str, int] = Field(
+        description="How many jobs wait for each model that is not served, until the server is started with it."
+    )
 
 
 class Metrics:
@@ -94,12 +104,15 @@ async def live() -> Health:
 
 
 @router.get(
-    "/health/ready", summary="Whether jobs are being drawn", responses={503: RESPONSES[503]}, response_model=Health
+    "/health/ready", summary="Whether jobs are being drawn", responses={503: RESPONSES[503]}, response_model=Readiness
 )
-async def ready(front: TheFront) -> Response | Health:
+async def ready(front: TheFront) -> Response | Readiness:
     """Jobs are taken in, and kept, also while none are drawn."""
     if front.dispatcher.ready:
-        return Health(status="ready")
+        waiting = {}
+        with contextlib.suppress(StoreError):  # who asks for a job hears of that
+            waiting = await front.dispatcher.call(front.dispatcher.store.waiting_for_models)
+        return Readiness(status="ready", waiting_for_models=waiting)
     reason = (
         front.public(" ".join(front.dispatcher.problems))
         or "The model is being loaded, or the server is being stopped."

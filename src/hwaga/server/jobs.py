@@ -64,14 +64,22 @@ class Job:
     request_id: str | None = None
 
 
+def not_served(model: str) -> str:
+    """Why the jobs of a model that the server was started without wait, and the remedy."""
+    return f"The model {model!r} is not served, and its jobs wait. Start the server with --model {model} to draw them."
+
+
 class JobStore(Protocol):
     """What the server asks of a store. Any thread may call it. Every method raises StoreError when the store itself fails.
 
     Attributes:
         keys: the API keys, which are kept in the same place.
+        served: names of the models that are there, the default first. Jobs that name another one wait until it is there
+            again: they are claimed by nobody here, and in nobody's way. None: all there are.
     """
 
     keys: KeyStore
+    served: Sequence[str] | None
 
     def submit(
         self,
@@ -91,7 +99,7 @@ class JobStore(Protocol):
             key: an idempotency key of the owner. The same key and request give the same job again.
 
         Raises:
-            QueueFullError: as many jobs wait as may wait, in all or of one owner who has a key.
+            QueueFullError: as many jobs of the served models wait as may wait, in all or of one owner who has a key.
             IdempotencyConflictError: the key stands for another request.
             StoreFullError: the disk is full, or pictures to start from take as much room as they may.
         """
@@ -108,7 +116,9 @@ class JobStore(Protocol):
         """Jobs, newest first; ``before`` is (created, id) of the last one of the page before."""
 
     def queue(self) -> list[str]:
-        """Ids of the jobs that wait, in the order in which they will be claimed if nothing else arrives."""
+        """Ids of the jobs that wait, of models that are served, in the order in which they will be claimed if nothing else
+        arrives.
+        """
 
     def counts(self) -> dict[Status, int]:
         """How many jobs there are of each status."""
@@ -120,13 +130,16 @@ class JobStore(Protocol):
         """Cancels a job that waits, and asks the holder of one that runs to stop. A job that has ended stays as it is."""
 
     def models_waiting(self) -> set[str | None]:
-        """The names of the models that jobs wait for; None for jobs that name none."""
+        """The names of the served models that jobs wait for; None for jobs that name none."""
+
+    def waiting_for_models(self) -> dict[str, int]:
+        """How many jobs wait for each model that is not served."""
 
     def claim(
         self, worker: str, *, suits: Callable[[Job], bool] = lambda _: True, model: str | None = None
     ) -> Job | None:
-        """The next job, by turns of its owners, now running and held for ``LEASE`` seconds; None if none waits, or if the
-        next one does not suit: nobody is passed over, but for jobs of other models where ``model`` names one.
+        """The next job of the served models, by turns of its owners, now running and held for ``LEASE`` seconds; None if none
+        waits, or if the next one does not suit: nobody is passed over, but for jobs of other models where ``model`` names one.
         """
 
     def renew(self, job: str, attempt: int, progress: tuple[int, int] | None = None) -> bool:

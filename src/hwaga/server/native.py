@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -30,8 +30,8 @@ from hwaga.server.drawing import (
 )
 from hwaga.server.event_stream import CONTENT, EventStream, frame
 from hwaga.server.events import Event
-from hwaga.server.jobs import Job, Kind, Status
-from hwaga.server.picture_formats import converted, thumbnail
+from hwaga.server.jobs import Job, Kind, Status, not_served
+from hwaga.server.picture_formats import bare, converted, thumbnail
 from hwaga.server.refusals import RESPONSES, ErrorDetails, of_job
 
 CACHE_SECONDS = 300
@@ -82,6 +82,7 @@ class JobView(BaseModel):
     started: float | None
     finished: float | None
     position: int | None = Field(description="How many jobs are before it, while it waits.")
+    reason: str | None = Field(description="Why it waits and has no place in the line: its model is not served now.")
     progress: Progress
     error: ErrorDetails | None
     images: list[PictureView]
@@ -135,7 +136,9 @@ class Composed(BaseModel):
     notes: list[str]
 
 
-def _view(job: Job, queue: list[str]) -> JobView:
+def _view(job: Job, queue: list[str], served: Collection[str] | None = None) -> JobView:
+    model = job.body.get("model")
+    waits = job.status == "queued" and served is not None and model is not None and model not in served
     return JobView(
         id=job.id,
         kind=job.kind,
@@ -145,10 +148,11 @@ def _view(job: Job, queue: list[str]) -> JobView:
         started=job.started,
         finished=job.finished,
         position=queue.index(job.id) if job.status == "queued" and job.id in queue else None,
+        reason=not_served(str(model)) if waits else None,
         progress=Progress(step=job.progress[0], total=job.progress[1]),
         error=None if job.error is None else ErrorDetails(**of_job(job.error)[1]["error"]),
         images=[PictureView(id=image, url=f"/v1/images/{image}") for image in job.images],
-        model=job.body.get("model"),
+        model=model,
         request=job.body.get("request", {}),
         number=job.body.get("number", 1),
     )
@@ -156,7 +160,7 @@ def _view(job: Job, queue: list[str]) -> JobView:
 
 async def view_of(front: Front, job: Job) -> JobView:
     """A job as its owner sees it, with its place in the queue."""
-    return _view(job, await front.dispatcher.call(front.dispatcher.store.queue))
+    return _view(job, await front.dispatcher.call(front.dispatcher.store.queue), front.models)
 
 
 @router.post(
@@ -221,7 +225,7 @@ async def list_jobs(
     shown, rest = jobs[:limit], jobs[limit:]
     following = json.dumps([shown[-1].created, shown[-1].id]).encode() if rest else None
     return JobPage(
-        data=[_view(job, queue) for job in shown],
+        data=[_view(job, queue, front.models) for job in shown],
         next=None if following is None else base64.urlsafe_b64encode(following).decode(),
     )
 
@@ -301,22 +305,32 @@ def _described(event: Event) -> dict[str, Any]:
 )
 async def get_image(
     image: str,
+    request: Request,
     front: TheFront,
     format: Format = "png",
     quality: Annotated[int, Query(ge=1, le=100, description="Of JPEG and WebP.")] = 92,
     small: Annotated[bool, Query(alias="thumbnail", description="At most 256 pixels a side.")] = False,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """The picture with the settings that made it inside; a thumbnail is without. Who knows the address needs no key."""
-    data = await front.picture(image)
-    tag = f'"{image}-{format}-{quality}-{small:d}"'
-    headers = {"ETag": tag, "Cache-Control": f"private, max-age={CACHE_SECONDS}", "Referrer-Policy": "no-referrer"}
+    """The picture with the settings that made it inside. A thumbnail is without, and so is what others than its owner get: who
+    knows the address needs no key.
+    """
+    owner: str | None = request.state.owner
+    data, own = await front.shown(image, owner)
+    whole = not small and (own or owner == "")  # who needs no key is everyone
+    tag = f'"{image}-{format}-{quality}-{small:d}{whole:d}"'
+    headers = {
+        "ETag": tag,
+        "Vary": "Authorization",
+        "Cache-Control": f"private, max-age={CACHE_SECONDS}",
+        "Referrer-Policy": "no-referrer",
+    }
     if if_none_match is not None and tag in if_none_match:
         return Response(status_code=304, headers=headers)
     if small:
         data = await asyncio.to_thread(thumbnail, data, format)
     else:
-        data = await asyncio.to_thread(converted, data, format, quality)
+        data = await asyncio.to_thread(converted if whole else bare, data, format, quality)
     return Response(data, media_type=f"image/{format}", headers=headers)
 
 

@@ -67,7 +67,7 @@ class TextAndImageTokens(BaseModel):
 
 
 class Usage(BaseModel):
-    """Tokens of the prompt as the model was given it. Pictures are not made of tokens, and count none."""
+    """Tokens of the prompt and the negative prompt as the model was given them. Pictures count none."""
 
     input_tokens: int
     output_tokens: int

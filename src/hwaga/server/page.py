@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from hwaga.cards import ModelCard
-from hwaga.errors import UnknownJobError
+from hwaga.errors import UnknownJobError, UnknownModelError
 from hwaga.request import MAX_SEED, ImageRequest
 from hwaga.server.drawing import IdempotencyKey, Owner, TheFront, body_schema, read_json
 from hwaga.server.health import kilobyte_lines
 from hwaga.server.native import JobView, view_of
-from hwaga.server.picture_formats import request_of
+from hwaga.server.picture_formats import made_by
 from hwaga.server.refusals import RESPONSES
 from hwaga.server.wire import DeviceMemory
 from hwaga.version import __version__
@@ -253,16 +253,22 @@ async def make_again(
     owner: Owner,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
-    """A job from the settings inside the picture, also where the packs' wording has changed since: it is not composed anew."""
+    """A job from the settings inside the picture, of the model that they name. It is not composed anew, also where the packs'
+    wording has changed since.
+    """
     body = await read_json(request, Again)
-    carried = await asyncio.to_thread(request_of, await front.picture(image, owner))
+    model, carried = await asyncio.to_thread(made_by, await front.picture(image, owner))
     of, _ = await front.dispatcher.call(front.dispatcher.store.picture, image)
-    job = await front.job(of, owner)
+    model = model or (await front.job(of, owner)).body.get("model")
+    if model is not None and model not in front.models:
+        raise UnknownModelError(
+            f"The picture was drawn by the model {model!r}, which is not served. Start the server with --model {model}."
+        )
     source = await front.dispatcher.call(front.dispatcher.store.source, of)
     wanted = ImageRequest.from_json(carried)
     made, _ = await front.submit(
         wanted if body.seed is None else wanted.replace(seed=body.seed),
-        front.model(job.body.get("model")),
+        front.model(model),
         owner=owner,
         number=1,
         previews=body.previews,

@@ -63,8 +63,8 @@ class NeighbourView(BaseModel):
     """Another model of the worker, in bytes."""
 
     model: str
-    leaves_bytes: int = Field(description="Of the device, that it gave up to make room.")
-    stays_bytes: int = Field(description="Of the device, that it kept.")
+    leaves_bytes: int = Field(description="Of the device, that it gives up when this model is used.")
+    stays_bytes: int = Field(description="Of the device, that it keeps then.")
     pinned_bytes: int = Field(description="Of the host, for its weights that are away.")
 
 
@@ -82,7 +82,9 @@ class PlanView(BaseModel):
     budget: BudgetView
     parts: list[PartView]
     phases: list[PhaseView]
-    neighbours: list[NeighbourView] = Field(description="The other models, and what they did for this one.")
+    neighbours: list[NeighbourView] = Field(
+        description="The other models, and what they do for this one when it is used."
+    )
     held_bytes: int = Field(description="Weights that are on the device now.")
     away_bytes: int = Field(description="Weights that have left since for other models, or wait for their first job.")
 

@@ -41,8 +41,9 @@ QUICK = ("/v1/prompts/compose",)
 """What is no work, though it is sent by POST, and asked for while somebody types."""
 
 PICTURE = re.compile(r"/v1/images/[0-9a-f]{32}")
-"""Paths of finished pictures, which whoever knows one is shown: 128 random bits, told to the owner alone. So an address that
-``response_format=url`` gives works in a browser, which sends no key with a picture, and on the pages of a shop.
+"""Paths of finished pictures, which whoever knows one is shown, if without the settings: 128 random bits, told to the owner
+alone. So an address that ``response_format=url`` gives works in a browser, which sends no key with a picture, and on the pages
+of a shop.
 """
 
 PAGE = re.compile(r"/(ui/.*)?")
@@ -65,7 +66,9 @@ class Access:
 
 
 class Gate:
-    """Lets a request through to ``app`` with its owner in ``request.state.owner``, or refuses it."""
+    """Lets a request through to ``app`` with its owner in ``request.state.owner``, or refuses it. None there is a stranger, to
+    whom a picture is shown.
+    """
 
     def __init__(self, app: ASGIApp, *, dispatcher: Dispatcher, access: Access, uploads: Sequence[str]) -> None:
         self.app, self._dispatcher, self._access, self._uploads = app, dispatcher, access, uploads
@@ -83,12 +86,16 @@ class Gate:
             page = reads and PAGE.fullmatch(scope["path"]) is not None
             picture = reads and PICTURE.fullmatch(scope["path"]) is not None
             self._check_origin(headers, shown=picture or (page and headers.get("sec-fetch-mode") == "navigate"))
-            owner = "" if page or picture or scope["path"] in OPEN else await self._owner(headers)
+            owner: str | None = ""
+            if picture:
+                owner = await self._known(headers)
+            elif not page and scope["path"] not in OPEN:
+                owner = await self._owner(headers)
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:20]) > limit:
                 raise _too_large(limit)
             work = scope["method"] == "POST" and scope["path"] not in QUICK
-            if self._rate is not None and work and (wait := self._rate.take(owner)):
+            if self._rate is not None and work and (wait := self._rate.take(owner or "")):
                 raise HTTPException(
                     429,
                     f"This key may ask for work {self._access.per_minute:g} times a minute. Try again in {math.ceil(wait)} s.",
@@ -134,15 +141,19 @@ class Gate:
             raise HTTPException(403, "Pages of another origin may not use this server.")
 
     async def _owner(self, headers: Headers) -> str:
-        store = self._dispatcher.store
-        if self._access.anonymous and not await self._dispatcher.call(store.keys.required):
-            return ""
-        scheme, _, secret = headers.get("authorization", "").partition(" ")
-        owner = await self._dispatcher.call(store.keys.owner_of, secret.strip()) if scheme.lower() == "bearer" else None
+        owner = await self._known(headers)
         if owner is None:
             message = "Send an API key as 'Authorization: Bearer KEY'. `hwaga keys add NAME` makes one."
             raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
         return owner
+
+    async def _known(self, headers: Headers) -> str | None:
+        """The owner by the key that was sent, "" where none is asked for, None without a good one."""
+        store = self._dispatcher.store
+        if self._access.anonymous and not await self._dispatcher.call(store.keys.required):
+            return ""
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        return await self._dispatcher.call(store.keys.owner_of, secret.strip()) if scheme.lower() == "bearer" else None
 
 
 def _too_large(limit: int) -> HTTPException:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hwaga.cards import ModelCard
-from hwaga.errors import RequestError
+from hwaga.errors import PromptTooLongError, RequestError
 from hwaga.loras import LoraLibrary
 from hwaga.prompt import Composition, Library, compose
 from hwaga.request import ImageRequest
@@ -46,7 +46,8 @@ class Served:
 
     def check(self, request: ImageRequest) -> int:
         """Refuses what the model does not take, as far as that is known without the engine, so that the client hears of it at
-        once and not when it is its turn. Returns the number of the prompt's tokens.
+        once and not when it is its turn. Returns how many tokens it has: those of the prompt, and those of the negative prompt
+        where that is used.
 
         Raises:
             RequestError: (or a subclass) with the remedy.
@@ -64,5 +65,17 @@ class Served:
             card.check_size(request.width, request.height)
         for lora in request.model_loras:
             self.loras.find(lora.name, card)
-        text = self.composed(request, limit).text if request.composes else request.model_prompt
-        return self.count(text, limit)
+        text, negative = request.model_prompt, request.model_negative
+        if request.composes:
+            composition = self.composed(request, limit)
+            text = composition.text
+            negative = ", ".join(part for part in (request.negative, composition.negative) if part)
+        tokens = self.count(text, limit)
+        guidance = card.guidance if request.guidance is None else request.guidance
+        if negative and guidance is not None and guidance > 1:
+            try:
+                tokens += self.count(negative, limit)
+            except PromptTooLongError as error:
+                said = str(error).replace("The prompt", "The negative prompt", 1)
+                raise PromptTooLongError(said, tokens=error.tokens, limit=error.limit, kept=error.kept) from error
+        return tokens

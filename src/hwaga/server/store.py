@@ -70,13 +70,17 @@ CREATE INDEX pictures_by_job ON pictures (job, position);
 CREATE TABLE owners (owner TEXT PRIMARY KEY, served INTEGER NOT NULL) STRICT;
 {KEY_TABLES}{CLOSED_TABLE}"""
 
+_MODEL = "json_extract(body, '$.model')"
+_SERVED = f"(:served IS NULL OR {_MODEL} IS NULL OR {_MODEL} IN (SELECT value FROM json_each(:served)))"
+"""Which jobs a server with these models may draw; the parameter is a JSON array of names, or NULL."""
+
 # First everyone's first job, then everyone's second: owners who were served longest ago (by a count of claims) before others.
-_QUEUE = """
+_QUEUE = f"""
 SELECT id FROM (
     SELECT id, served, row_number() OVER (PARTITION BY owner ORDER BY number) AS turn,
         min(number) OVER (PARTITION BY owner) AS first
-    FROM jobs LEFT JOIN owners USING (owner) WHERE status = 'queued'
-) AS waiting WHERE :model IS NULL OR (SELECT json_extract(body, '$.model') FROM jobs WHERE jobs.id = waiting.id) = :model
+    FROM jobs LEFT JOIN owners USING (owner) WHERE status = 'queued' AND {_SERVED}
+) AS waiting WHERE :model IS NULL OR (SELECT {_MODEL} FROM jobs WHERE jobs.id = waiting.id) = :model
 ORDER BY turn, coalesce(served, 0), first
 """
 
@@ -112,6 +116,7 @@ class SqliteStore:
     ) -> None:
         self._folder, self._queue_limit, self._max_sources = folder, queue_limit, max_sources
         self._clock, self._boot, self._wall = clock, boot or _boot_id(), wall
+        self.served: Sequence[str] | None = None
         with translated():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are nobody else's business
             roles = [folder / "results", folder / "sources"]
@@ -146,9 +151,12 @@ class SqliteStore:
         key: str | None = None,
         request_id: str | None = None,
     ) -> Job:
-        text = json.dumps(body, sort_keys=True, allow_nan=False)
+        text = _text(body)
         picture = hashlib.sha256(source).hexdigest() if source is not None else ""
-        fingerprint = hashlib.sha256(f"{kind}\n{picture}\n{text}".encode()).hexdigest()
+        # The default model goes without its name, as it did before there were several: keys of before a change stay good.
+        default = self.served is not None and body.get("model") == self.served[0]
+        named = _text({name: value for name, value in body.items() if name != "model"}) if default else text
+        fingerprint = hashlib.sha256(f"{kind}\n{picture}\n{named}".encode()).hexdigest()
         with self._transaction() as db:
             again = db.execute(
                 "SELECT id, fingerprint FROM jobs WHERE owner = ? AND idempotency_key = ?", (owner, key)
@@ -178,7 +186,8 @@ class SqliteStore:
     def _check_room(self, owner: str, size: int) -> None:
         limit = self._queue_limit
         waiting, own = self._db.execute(
-            "SELECT count(*), count(*) FILTER (WHERE owner = ?) FROM jobs WHERE status = 'queued'", (owner,)
+            f"SELECT count(*), count(*) FILTER (WHERE owner = :owner) FROM jobs WHERE status = 'queued' AND {_SERVED}",
+            {"owner": owner, "served": self._names()},
         ).fetchone()
         if waiting >= limit:
             raise QueueFullError(f"{waiting} jobs wait already, as many as may. Try again later.")
@@ -207,7 +216,7 @@ class SqliteStore:
 
     def queue(self) -> list[str]:
         with self._database.reading() as db:
-            return [row["id"] for row in db.execute(_QUEUE, {"model": None})]
+            return [row["id"] for row in db.execute(_QUEUE, {"model": None, "served": self._names()})]
 
     def counts(self) -> dict[Status, int]:
         with self._database.reading() as db:
@@ -220,7 +229,8 @@ class SqliteStore:
                 "SELECT max(finished - started, 0) FROM jobs WHERE status = 'succeeded' ORDER BY finished DESC LIMIT ?",
                 (_RECENT,),
             ).fetchall()
-            waiting = db.execute("SELECT count(*) FROM jobs WHERE status = 'queued'").fetchone()[0]
+            count = f"SELECT count(*) FROM jobs WHERE status = 'queued' AND {_SERVED}"
+            waiting = db.execute(count, {"served": self._names()}).fetchone()[0]
         return statistics.median(row[0] for row in rows) * waiting / workers if rows else None
 
     def cancel(self, job: str) -> Job:
@@ -234,14 +244,25 @@ class SqliteStore:
 
     def models_waiting(self) -> set[str | None]:
         with self._database.reading() as db:
-            rows = db.execute("SELECT DISTINCT json_extract(body, '$.model') FROM jobs WHERE status = 'queued'")
-            return {row[0] for row in rows}
+            models = f"SELECT DISTINCT {_MODEL} FROM jobs WHERE status = 'queued' AND {_SERVED}"
+            return {row[0] for row in db.execute(models, {"served": self._names()})}
+
+    def waiting_for_models(self) -> dict[str, int]:
+        with self._database.reading() as db:
+            counts = (
+                f"SELECT {_MODEL}, count(*) FROM jobs WHERE status = 'queued' AND NOT {_SERVED} GROUP BY 1 ORDER BY 1"
+            )
+            return dict(db.execute(counts, {"served": self._names()}).fetchall())
+
+    def _names(self) -> str | None:
+        """The served models as the parameter of ``_SERVED``."""
+        return None if self.served is None else json.dumps(sorted(self.served))
 
     def claim(
         self, worker: str, *, suits: Callable[[Job], bool] = lambda _: True, model: str | None = None
     ) -> Job | None:
         with self._transaction() as db:
-            row = db.execute(f"{_QUEUE} LIMIT 1", {"model": model}).fetchone()
+            row = db.execute(f"{_QUEUE} LIMIT 1", {"model": model, "served": self._names()}).fetchone()
             if row is None or not suits(job := self._job(row["id"])):
                 return None
             db.execute(
@@ -406,6 +427,10 @@ class SqliteStore:
 
     def _path(self, role: str, picture: str) -> Path:
         return self._folder / role / picture[:2] / (f"{picture}.png" if role == "results" else picture)
+
+
+def _text(body: dict[str, Any]) -> str:
+    return json.dumps(body, sort_keys=True, allow_nan=False)
 
 
 def _boot_id() -> str:

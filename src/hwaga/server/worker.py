@@ -158,7 +158,7 @@ class Worker:
         """As ``_draw``, with a model by its name; the default where it has none."""
         try:
             engine = engines.default if model is None else engines[model]
-        except UnknownModelError as error:  # jobs of before the server was started with other models
+        except UnknownModelError as error:  # the store keeps them back; this is for a store that does not
             for draw in batch:
                 self._send(wire.Failed(type(error).__name__, str(error), draw.job))
         else:

@@ -12,7 +12,7 @@ export function drawnPlans({ data: plans }) {
   return plans.flatMap((plan) => [...(plans.length > 1 ? [h("p", { className: "hint" }, named(plan))] : []), drawn(plan), legend(plan)]);
 }
 
-/** The model and its device, what of it is away, and who made room for it. */
+/** The model and its device, what of it is away, and who makes room for it. */
 function named(plan) {
   const leaves = plan.neighbours.filter((other) => other.leaves_bytes).map((other) => t("leaves", { model: other.model, size: bytes(other.leaves_bytes) }));
   return [plan.model, plan.device, plan.away_bytes && t("away", { size: bytes(plan.away_bytes) }), ...leaves].filter(Boolean).join(" · ");

@@ -145,7 +145,7 @@ const WORDS = {
   plan_kept: ["LoRAs and prompts", "LoRA와 프롬프트"],
   plan_others: ["Other models", "다른 모델"],
   away: ["{size} away", "{size} 비움"],
-  leaves: ["{model} gave up {size}", "{model}: {size} 비켜 줌"],
+  leaves: ["{model} gives up {size}", "{model}: {size} 비켜 줌"],
   gpuMemory: ["GPU", "GPU"],
   gpuLine: ["{used} used, {held} held", "사용 {used}, 확보 {held}"],
   version: ["Version {version}", "버전 {version}"],
