@@ -138,7 +138,9 @@ class Composed(BaseModel):
 
 def _view(job: Job, queue: list[str], served: Collection[str] | None = None) -> JobView:
     model = job.body.get("model")
-    absent = job.status == "queued" and served is not None and model is not None and model not in served
+    reason = None
+    if job.status == "queued" and served is not None and model is not None and model not in served:
+        reason = not_served(model)
     return JobView(
         id=job.id,
         kind=job.kind,
@@ -148,7 +150,7 @@ def _view(job: Job, queue: list[str], served: Collection[str] | None = None) -> 
         started=job.started,
         finished=job.finished,
         position=queue.index(job.id) if job.status == "queued" and job.id in queue else None,
-        reason=not_served(model) if absent else None,
+        reason=reason,
         progress=Progress(step=job.progress[0], total=job.progress[1]),
         error=None if job.error is None else ErrorDetails(**of_job(job.error)[1]["error"]),
         images=[PictureView(id=image, url=f"/v1/images/{image}") for image in job.images],

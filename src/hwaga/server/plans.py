@@ -82,7 +82,9 @@ class PlanView(BaseModel):
     budget: BudgetView
     parts: list[PartView]
     phases: list[PhaseView]
-    neighbours: list[NeighbourView] = Field(description="The other models, and what they do for this one when it is used.")
+    neighbours: list[NeighbourView] = Field(
+        description="The other models, and what they do for this one when it is used."
+    )
     held_bytes: int = Field(description="Weights that are on the device now.")
     away_bytes: int = Field(description="Weights that have left since for other models, or wait for their first job.")
 
