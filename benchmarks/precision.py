@@ -49,7 +49,7 @@ def opened(name: str, device: str, dtype: str) -> Iterator[Engine]:
     """
     with ExitStack() as patches:
         if name == PRODUCTS:
-            patches.enter_context(patch("hwaga.families.z_image.model.multiplies_codes", lambda _: True))
+            patches.enter_context(patch("hwaga.families.z_image.model._codes_pay", lambda *_: True))
             patches.enter_context(patch("hwaga.kernels.operations.multiplies_codes", lambda _: False))
             patches.enter_context(patch("hwaga.weights.quantize.RUN", 1))
         precision = "fp8" if name == PRODUCTS else name

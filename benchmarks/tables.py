@@ -149,6 +149,42 @@ def operations(kernels: dict[str, Any]) -> str:
     return table([f"at {tokens}", "fused", "plain torch", "largest difference, of the largest value"], rows)
 
 
+def sdxl(found: dict[str, Any]) -> str:
+    """SDXL under caps of memory."""
+    rows = []
+    for cap, cases in found["caps_gib"].items():
+        for case, row in cases.items():
+            rows.append(
+                [
+                    cap,
+                    case,
+                    seconds(row["seconds"]),
+                    f"{row['measured_gib']:.2f} GiB",
+                    f"{row['foretold_gib']:.2f} GiB",
+                    f"{row['moved_gib']:.1f} GiB",
+                ]
+            )
+    return table(["cap, GiB", "pictures", "time", "peak, measured", "foretold", "weights moved"], rows)
+
+
+def families(found: dict[str, Any]) -> str:
+    """Both families at their default steps."""
+    ours, diffusers = found["beside_diffusers"]["hwaga"], found["beside_diffusers"]["diffusers"]
+    rows = [
+        [name, seconds(row["median"]), f"{row['min']:.2f}–{row['max']:.2f} s"]
+        for name, row in (("SDXL, 40 steps with guidance", ours), ("diffusers' SDXL, the same", diffusers))
+    ]
+    rows += [
+        [name, seconds(row["median"]), f"{row['min']:.2f}–{row['max']:.2f} s"]
+        for name, row in found["side_by_side"].items()
+        if name != "times_faster"
+    ]
+    rows.append(
+        ["Z-Image Turbo, times faster than SDXL", f"{found['side_by_side']['times_faster']['median']:.2f}×", ""]
+    )
+    return table(["1024×1024", "median", "of two runs"], rows)
+
+
 def on_an_l4() -> str:
     """What the data sheets foretell of an L4, from the profiles of an H100: products by TFLOP/s, all else by bandwidth."""
     rows = []
@@ -173,7 +209,11 @@ def on_an_l4() -> str:
 def where(*names: str) -> str:
     found = [results(name)["where"] for name in names if results(name)]
     said = sorted(
-        {f"{one['gpu'] or one['cpu']}, torch {one['torch']}, commit {one['commit']}, {one['date']}" for one in found}
+        {
+            f"{one['gpu'] or one['cpu']}, torch {one['torch']}, commit {one['commit']}"
+            f"{' with changes to the scripts or the code' if one['uncommitted_changes'] else ''}, {one['date']}"
+            for one in found
+        }
     )
     return "Measured on: " + "; ".join(said) + "."
 
@@ -222,6 +262,9 @@ def sections() -> dict[str, str]:
         made[name] = profile(name)
     if results("gpu_vae"):
         made["vae"] = autoencoder(results("gpu_vae"))
+    if results("gpu_sdxl"):
+        made["sdxl"], made["families"] = sdxl(results("gpu_sdxl")), families(results("gpu_sdxl"))
+        made["where gpu_sdxl"] = where("gpu_sdxl")
     if results("gpu_kernels"):
         made["operations"] = operations(results("gpu_kernels"))
     return made

@@ -675,7 +675,13 @@ def test_styles_that_are_checkpoints(tmp_path: Path) -> None:
     assert anime.files == (tmp_path / "anime.safetensors",)
     assert not anime.present
     assert anime.styles["anime"].checkpoint is None, "there it is the model's own look"
+    with pytest.raises(
+        CheckpointError, match=r"not there\. Mend `checkpoint` of \[styles\.anime\] in the card of test"
+    ):
+        anime.check_present()
     film = find_card(f"{path}:film", tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds no model\. Mend `checkpoint` of \[styles\.film\]"):
+        film.check_present()
     assert (film.folder, film.files, film.steps) == (tmp_path / "film", (), card.steps)
     for wrong in ("line", "chalk"):
         with pytest.raises(StyleError, match=rf"no style '{wrong}' that is a checkpoint.* are: anime, film"):
@@ -694,6 +700,7 @@ def test_styles_that_are_checkpoints(tmp_path: Path) -> None:
         ({"checkpoint": "a", "lora": "b"}, "checkpoint and lora exclude each other"),
         ({"checkpoint": "../a"}, "checkpoint must lie below the card's folder"),
         ({"checkpoint": 3}, "checkpoint must be of type str"),
+        ({"checkpoint": "a", "source": SOURCE}, r"checkpoint must be a \.safetensors file where it has a source"),
     ],
 )
 def test_a_checkpoint_that_cannot_be(style: Values, says: str, tmp_path: Path) -> None:
@@ -703,8 +710,16 @@ def test_a_checkpoint_that_cannot_be(style: Values, says: str, tmp_path: Path) -
 
 def test_a_checkpoint_from_the_hub(tmp_path: Path) -> None:
     source = {"checkpoint": "checkpoints/flat.safetensors", "title": {"en": "Flat"}, "source": SOURCE}
-    style = ModelCard.read(card_file(tmp_path, {**WHOLE, "styles": {"flat": source}})).styles["flat"]
+    path = card_file(tmp_path, {**WHOLE, "styles": {"flat": source}})
+    style = ModelCard.read(path).styles["flat"]
     assert (style.lora, style.file) == (None, "checkpoints/flat.safetensors")
+    with pytest.raises(CheckpointError, match=r"not there\. Mend `checkpoint`"):
+        find_card(f"{path}:flat", tmp_path).check_present()
+    card = with_download()
+    path = card_file(tmp_path, {**card, "styles": {"flat": source}})
+    with pytest.raises(CheckpointError, match=r"`hwaga download (.*)` fetches it, or mend `checkpoint`") as refused:
+        find_card(f"{path}:flat", tmp_path).check_present()
+    assert f"hwaga download {path.resolve()}`" in str(refused.value)
 
 
 def test_cards_are_written_as_they_are_read(tmp_path: Path) -> None:
@@ -736,6 +751,19 @@ def test_guidance_and_samplers(tmp_path: Path) -> None:
     for fields in ({"negative": "fog"}, {"guidance": 2}):
         with pytest.raises(RequestError, match=r"draws without guidance.*avoid"):
             plain.check_guidance(ImageRequest("a cat", **fields))
+    # Where avoid comes to nothing, it is no remedy.
+    for deaf in (
+        dataclasses.replace(plain, own_words_only=True),
+        dataclasses.replace(plain, family="sdxl"),
+        dataclasses.replace(plain, family="another"),
+    ):
+        with pytest.raises(RequestError, match=r"Leave negative out; .* has no place but the prompt"):
+            deaf.check_guidance(ImageRequest("a cat", negative="fog"))
+    for asked, led_by in ((1, 5.5), (None, 1.0)):
+        with pytest.raises(RequestError, match="At guidance 1 there is no negative prompt"):
+            dataclasses.replace(card, guidance=led_by).check_guidance(
+                ImageRequest("a cat", negative="fog", guidance=asked)
+            )
     with pytest.raises(RequestError, match="leave sampler out"):
         plain.check_guidance(ImageRequest("a cat", sampler="euler"))
     for wrong in ("guidance = 0.5", "guidance = nan", 'samplers = ["heun"]', 'samplers = ["euler", "euler"]'):

@@ -7,6 +7,7 @@ import io
 import shutil
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -946,3 +947,13 @@ def test_an_error_inside_closes_too(tiny_folder: Path) -> None:
         raise KeyError
     with pytest.raises(RuntimeError, match="closed"):
         engine.generate(ImageRequest("a"))
+
+
+def test_what_could_not_be_prepared_is_told_once(tiny: Engine) -> None:
+    model: Any = tiny._opened().model
+    failed: Future[None] = Future()
+    failed.set_exception(OSError("no room for what was compiled"))
+    model._compiling = failed
+    with pytest.warns(RuntimeWarning, match="no room"):
+        first = tiny.generate(ImageRequest("a", seed=1, steps=1))
+    assert tiny.generate(ImageRequest("a", seed=1, steps=1)).image.tobytes() == first.image.tobytes()

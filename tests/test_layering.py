@@ -33,6 +33,7 @@ FOUNDATION = frozenset(
         "image_file",
         "loras",
         "model_lookup",
+        "prompt_form",
         "request",
         "settings",
         "source_image",

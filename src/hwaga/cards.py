@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from hwaga.errors import CardError, CheckpointError, RequestError, SizeError, StyleError
 from hwaga.hub_sources import Download, LoraSource, read_download, read_lora_source
+from hwaga.prompt_form import FORMS
 from hwaga.request import MAX_GUIDANCE, SAMPLERS, ImageRequest
 from hwaga.toml_table import Table
 
@@ -114,6 +115,8 @@ class ModelCard:
         guidance: how much its pictures follow their prompts unless a request says so; None for a model that is drawn without
             guidance, and so has no negative prompt.
         samplers: that may be chosen from, its default first; empty where there is no choice.
+        path: the file that it was read from; None for one that is known by its name.
+        remedy: what to do where its files are not there, if that is not the usual.
     """
 
     name: str
@@ -133,6 +136,16 @@ class ModelCard:
     files: tuple[Path, ...] = ()
     guidance: float | None = None
     samplers: tuple[str, ...] = ()
+    path: Path | None = field(default=None, compare=False)
+    remedy: str = field(default="", compare=False)
+
+    @property
+    def address(self) -> str:
+        """What leads to it on this machine: its name, or the card's file."""
+        if self.path is None:
+            return self.name
+        # Messages are shown to clients of a server too, less the model's folder. Nothing beyond it is theirs to see.
+        return f"{self.path}" if self.path.is_relative_to(self.folder) else f"…/{self.path.name}"
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -151,12 +164,15 @@ class ModelCard:
         """
         missing = [file for file in self.files if not file.is_file()]
         if missing:
-            raise CheckpointError(f"{self.name} is made of {missing[0]}, which is not there. Mend `files` in its card.")
+            fetching = f"`hwaga download {self.address}` fetches it, or mend" if self.download else "Mend"
+            remedy = self.remedy or f"{fetching} `files` in its card."
+            raise CheckpointError(f"{self.name} is made of {missing[0]}, which is not there. {remedy}")
         if not self.present:
             raise CheckpointError(
                 f"{self.name} is not on this machine: {self.folder} holds no model. "
-                + (f"`hwaga download {self.name}` fetches {self.source}; " if self.download else "")
-                + "a folder that holds it can be given as the model too."
+                + (self.remedy and f"{self.remedy} ")
+                + (f"`hwaga download {self.address}` fetches {self.source}; a" if self.download else "A")
+                + " folder that holds it can be given as the model too."
             )
 
     def of_style(self, name: str) -> ModelCard:
@@ -172,6 +188,7 @@ class ModelCard:
         style = own[name]
         place = self.folder / cast(str, style.checkpoint)
         folder = place.is_dir() or not place.suffix
+        fetching = f"`hwaga download {self.address}` fetches it, or mend" if self.download and style.source else "Mend"
         return replace(
             self,
             name=f"{self.name}{STYLE_SIGN}{name}",
@@ -183,6 +200,8 @@ class ModelCard:
             steps=style.steps or self.steps,
             styles=MappingProxyType({name: replace(style, checkpoint=None, source=None)}),
             download=None,
+            path=None,
+            remedy=f"{fetching} `checkpoint` of [styles.{name}] in the card of {self.name}.",
         )
 
     def size_of(self, aspect: str) -> tuple[int, int]:
@@ -221,6 +240,14 @@ class ModelCard:
                 f"pictures at {limits.max_pixels:,} pixels. {remedy}"
             )
 
+    def is_guided(self, guidance: float | None) -> bool:
+        """Whether a picture is drawn with guidance, and so with a negative prompt.
+
+        Args:
+            guidance: that its request asks for; None for the model's own.
+        """
+        return self.guidance is not None and (self.guidance if guidance is None else guidance) > 1
+
     def check_guidance(self, request: ImageRequest) -> None:
         """Refuses a way of drawing that the model does not have.
 
@@ -230,10 +257,18 @@ class ModelCard:
         if self.guidance is None:
             given = [name for name in ("negative", "guidance") if getattr(request, name) is not None]
             if given:
+                worded = not self.own_words_only and self.family in FORMS and not FORMS[self.family].negative
+                instead = (
+                    "goes into avoid" if worded else "has no place but the prompt: say what it should show instead"
+                )
                 raise RequestError(
                     f"{self.name} draws without guidance and has no negative prompt. Leave {' and '.join(given)} out; what the "
-                    "picture should not show goes into avoid."
+                    f"picture should not show {instead}."
                 )
+        elif request.negative is not None and not self.is_guided(request.guidance):
+            raise RequestError(
+                "At guidance 1 there is no negative prompt. Leave negative out, or ask for a guidance above 1."
+            )
         if request.sampler is not None and request.sampler not in self.samplers:
             offered = (
                 f"It has {', '.join(self.samplers)}" if self.samplers else "It has one of its own: leave sampler out"
@@ -259,7 +294,7 @@ class ModelCard:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             raise CardError(f"The model card {path} cannot be read: {error}.") from error
         try:
-            return _card(Table(values, ""), path.parent)
+            return replace(_card(Table(values, ""), path.parent), path=path.resolve())
         except CardError as error:
             raise CardError(f"{path}: {error}") from None
 
@@ -379,6 +414,10 @@ def _style(table: Table) -> Style:
     for key, file in (("lora", style.lora), ("checkpoint", style.checkpoint)):
         if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts):
             raise CardError(f"{table.where}{key} must lie below the card's folder, not at {file!r}.")
+    if source is not None and style.checkpoint is not None and not style.checkpoint.endswith(".safetensors"):
+        raise CardError(
+            f"{table.where}checkpoint must be a .safetensors file where it has a source, which is one; not {checkpoint!r}."
+        )
     table.close()
     return style
 

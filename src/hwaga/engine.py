@@ -141,6 +141,7 @@ class Engine:
                         raise DoesNotFitError(f"{error} {advice}", needed=error.needed) from None
                     continue
                 undo.pop_all()
+            opened.ready()
             trim_host_memory()
             return cls(card, placement, chosen_dtype, way, settings)
         raise AssertionError("the last attempt returns or raises")

@@ -51,7 +51,8 @@ def built_in_cards(models: Path) -> dict[str, ModelCard]:
     """
     cards = [ModelCard.read(path) for path in sorted((ASSETS / "cards").glob("*.toml"), key=lambda path: path.stem)]
     bundled = ModelCard.read(ASSETS / "mini" / CARD_FILE)
-    return {card.name: card for card in (bundled, *(_moved(card, models / card.name) for card in cards))}
+    known = (bundled, *(_moved(card, models / card.name) for card in cards))
+    return {card.name: replace(card, path=None) for card in known}
 
 
 def _moved(card: ModelCard, folder: Path) -> ModelCard:

@@ -224,8 +224,10 @@ class Placement:
         """Lets go of all weights."""
         self._closed = True
         self.residency.close()
-        self.model.close()
-        self.room.dismiss(self._tenant)
+        try:
+            self.model.close()
+        finally:
+            self.room.dismiss(self._tenant)
         give_back(self.device)
         trim_host_memory()
 

@@ -103,8 +103,8 @@ class ImageRequest:
     Attributes:
         prompt: what to draw, in natural language.
         negative: what the picture should not show, for a model that is drawn with guidance. Other models take ``avoid``.
-        guidance: how much the picture follows the prompts, 1 to 30; the model's default when left out. At 1 the negative prompt
-            does not count, and a step is one pass of the denoiser instead of two.
+        guidance: how much the picture follows the prompts, 1 to 30; the model's default when left out. At 1 there is no
+            negative prompt, and a step is one pass of the denoiser instead of two.
         sampler: one of ``SAMPLERS``, for a model that has a choice of them; its default when left out.
         style: a style by name, title or alias, or "auto".
         industry: a business, likewise.

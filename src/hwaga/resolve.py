@@ -38,12 +38,14 @@ class Job:
     Attributes:
         tokens: of the prompt.
         negative: the same of the negative prompt, of a picture that is drawn with guidance; None without.
+        length: of the longer one, as the model runs on it.
         shape: of the latents.
     """
 
     request: ImageRequest
     tokens: Tokens
     negative: Tokens | None
+    length: int
     shape: tuple[int, int, int]
     schedule: Tensor
     loras: tuple[FoundLora, ...]
@@ -61,8 +63,7 @@ class Job:
         """What it asks of memory."""
         request, guided = self.request, self.negative is not None
         width, height = cast(int, request.width), cast(int, request.height)
-        tokens = max(len(self.tokens), 0 if self.negative is None else len(self.negative))
-        return Picture(width, height, tokens, request.source is not None, guided)
+        return Picture(width, height, self.length, request.source is not None, guided)
 
 
 class Resolver:
@@ -102,7 +103,9 @@ class Resolver:
             steps_scale=request.steps_scale and request.image is not None,
             sampler=sampler or SAMPLERS[0],
         )
-        if len(schedule) < 2 or schedule[0] <= 0:
+        # Below the least noise that a model was trained on, a list of levels stays at one of them.
+        stays = strength < 1 and bool((schedule.diff() >= 0).any())
+        if len(schedule) < 2 or schedule[0] <= 0 or stays:
             raise RequestError(f"A strength of {strength} leaves nothing to do. Raise it.")
         width, height = size_of(request, self.card, model)
         loras = LoraLibrary(self.settings.loras)
@@ -116,11 +119,14 @@ class Resolver:
             sampler=sampler,
             seed=secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed,
         )
-        guided = guidance is not None and guidance > 1
+        tokens = model.tokenize(request.model_prompt, limit)
+        guided = self.card.is_guided(guidance)
+        negative = model.tokenize(request.model_negative or "", limit) if guided else None
         return Job(
             request=resolved,
-            tokens=model.tokenize(request.model_prompt, limit),
-            negative=model.tokenize(request.model_negative or "", limit) if guided else None,
+            tokens=tokens,
+            negative=negative,
+            length=max(model.length(each) for each in (tokens, negative) if each is not None),
             shape=model.latent_shape(width, height),
             schedule=schedule,
             loras=tuple(found),
@@ -140,6 +146,7 @@ class Resolver:
             avoid=request.avoid,
             use=request.use,
             style_fallback=request.style_fallback,
+            guidance=request.guidance,
             count_tokens=self.model.count_tokens,
             token_limit=token_limit,
         )

@@ -48,7 +48,8 @@ def test_a_model_from_nothing_to_verified(hwaga: Command, server: HubServer, tmp
     assert "never fetched" in done.err
     assert "Licence of z-image-turbo (Tongyi-MAI/Z-Image-Turbo): Apache-2.0" in done.err
     assert "z-image-turbo (on this machine, verified)" in hwaga("models").out
-    assert json.loads(hwaga("models", "--json").out)[1]["state"] == "on this machine, verified"
+    states = {model["name"]: model["state"] for model in json.loads(hwaga("models", "--json").out)}
+    assert states["z-image-turbo"] == "on this machine, verified"
     assert hwaga("models", "verify").out == f"{folder}: 5 files checked, good.\n"
     assert "Nothing to fetch" in hwaga("download").err
 

@@ -82,6 +82,33 @@ def test_pictures_do_not_depend_on_where_weights_lie(
     assert plan.part("denoiser").moved_bytes == blocks * 3 * 2
 
 
+def test_plans_count_prompts_that_go_in_turn(engine: Engine, monkeypatch: pytest.MonkeyPatch, no_slack: None) -> None:
+    """Pictures go together where latents and windows are alike. A window may end early, so that tokens do not tell them."""
+    model = model_of(engine)
+    early = next(
+        text
+        for text in ("a " * before + "a, " + "a " * after for before in range(58, 74) for after in (85, 88))
+        if model.tokenize(text, 300).windows > -(-len(model.tokenize(text, 300)) // 75)
+    )
+    assert model.tokenize(early, 300).windows == 3
+    short = ImageRequest("a", width=64, height=48, seed=1, steps=2)
+    requests = [
+        short, short.replace(prompt=early), short.replace(prompt="b", negative=early), short.replace(prompt="a " * 100),
+    ]  # fmt: skip
+    floor = least(monkeypatch, engine, requests)
+    ran: list[int] = []
+    hook = model.unet.register_forward_pre_hook(lambda *_: ran.append(1))
+    with monkeypatch.context() as patch:
+        give(patch, floor)
+        pictures(engine, requests)
+        plan = engine.plan
+    hook.remove()
+    assert plan is not None
+    blocks = sum(block.nbytes for block in model.parts["denoiser"][1])
+    assert plan.part("denoiser").moved_bytes == blocks * len(ran)
+    assert len(ran) == 2 * 3, "one window, three of two pictures, and two"
+
+
 def test_a_prompt_is_read_alike_beside_others(engine: Engine) -> None:
     """To the bit, since it is kept: a picture would differ by what was asked for before it otherwise."""
     model = model_of(engine)
@@ -194,6 +221,12 @@ def test_what_is_unwanted_reaches_the_negative_prompt(engine: Engine) -> None:
     assert resolved.composed.negative
     assert resolved.model_negative == f"fog, {resolved.composed.negative}"
     assert resolved.model_prompt == "a cat"
+    alone = engine.resolve(ImageRequest("a cat", avoid=["text"], guidance=1))
+    assert alone.composed is not None
+    assert (alone.model_negative, alone.model_prompt) == (None, "a cat")
+    assert alone.composed.notes == (f"Left out: {resolved.composed.negative} (no negative prompt at guidance 1).",)
+    with pytest.raises(RequestError, match=r"no negative prompt\. Leave negative out, or ask"):
+        engine.resolve(ImageRequest("a cat", negative="fog", guidance=1))
 
 
 def test_strength_names_the_share_of_noise(engine: Engine) -> None:
@@ -211,6 +244,18 @@ def test_strength_names_the_share_of_noise(engine: Engine) -> None:
     alone = np.asarray(engine.generate(ImageRequest("a", width=64, height=48, seed=3, steps=3)).image, float)
     assert np.abs(near - far).mean() > 1
     assert (ignored == alone).all(), "a strength of 1 ignores the picture"
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m_karras"])
+def test_a_strength_below_the_least_noise(engine: Engine, sampler: str) -> None:
+    image = Image.new("RGB", (64, 48), (200, 30, 30))
+    request = ImageRequest("a", image=image, seed=3, steps=4, sampler=sampler)
+    for strength in (0.001, 0.028):
+        with pytest.raises(RequestError, match=rf"strength of {strength} leaves nothing to do\. Raise it"):
+            engine.generate(request.replace(strength=strength))
+    near = np.asarray(engine.generate(request.replace(strength=0.029)).image, int)
+    further = np.asarray(engine.generate(request.replace(strength=0.4)).image, int)
+    assert (near != further).any()
 
 
 def test_number_formats(folder: Path) -> None:
@@ -319,9 +364,9 @@ def test_names_of_the_published_files(folder: Path, engine: Engine, tmp_path: Pa
 @pytest.mark.parametrize("module", ["diffusers.models.unets.unet_2d_condition", "transformers"])
 def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModelError, match=r"pip install 'hwaga\[sdxl\]'"):
+    with pytest.raises(ModelError, match=r"pip install '\.\[sdxl\]'"):
         Engine.open(folder, device="cpu")
-    with pytest.raises(ModelError, match=r"pip install 'hwaga\[sdxl\]'"):
+    with pytest.raises(ModelError, match=r"pip install '\.\[sdxl\]'"):
         forecast("sdxl", vram="8 GiB", ram="16 GiB", settings=Settings(data_dir="/nowhere"))
 
 

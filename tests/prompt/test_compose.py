@@ -106,6 +106,36 @@ def test_every_entry_composes(family: str) -> None:
             assert rule.z_image in done.text if family == "z_image" else done.negative == rule.negative
 
 
+SDXL = ModelCard.read(ASSETS / "cards" / "sdxl.toml")
+UNWANTED = {"style": "watercolor", "avoid": ["text", "balloons"]}
+
+
+@pytest.mark.parametrize(
+    ("card", "guidance", "why"),
+    [
+        (SDXL, 1.0, "no negative prompt at guidance 1"),
+        (replace(SDXL, guidance=1.0), None, "no negative prompt at guidance 1"),
+        (replace(SDXL, guidance=None), None, "sdxl has no negative prompt"),
+    ],
+)
+def test_what_has_no_negative_prompt_to_go_to_is_told_of(card: ModelCard, guidance: float | None, why: str) -> None:
+    whole = composed("a cat", family="sdxl", card=SDXL, **UNWANTED)
+    assert whole.negative is not None
+    assert not any("Left out" in note for note in whole.notes)
+    done = composed("a cat", family="sdxl", card=card, guidance=guidance, **UNWANTED)
+    assert (done.negative, done.text) == (None, whole.text)
+    assert f"Left out: {whole.negative} ({why})." in done.notes
+    assert composed("a cat", family="sdxl", card=card, guidance=guidance).notes == (), "nothing was asked for"
+
+
+def test_what_is_unwanted_where_guidance_can_be_had() -> None:
+    led = composed("a cat", family="sdxl", card=replace(SDXL, guidance=1.0), guidance=4.0, **UNWANTED)
+    assert led == composed("a cat", family="sdxl", card=SDXL, **UNWANTED)
+    # Worded for another family than the card's, whose model is not known.
+    assert composed("a cat", family="sdxl", guidance=1.0, **UNWANTED).negative == led.negative
+    assert "(" not in composed("a cat", guidance=1.0, **UNWANTED).text, "sentences need none"
+
+
 def test_z_image_gets_no_weights_and_no_quality_tags() -> None:
     for style in LIBRARY.styles:
         for industry in LIBRARY.industries:

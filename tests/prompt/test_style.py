@@ -3,11 +3,13 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
+from shlex import split
 
 import pytest
 
 from hwaga.cards import ASSETS, ModelCard, Style
 from hwaga.errors import StyleError
+from hwaga.model_lookup import find_card
 from hwaga.prompt import Library, compose
 from hwaga.prompt.style import RoutedStyle, pick, route
 from hwaga.request import LoraUse
@@ -47,10 +49,27 @@ def test_another_family_s_wording_goes_without_the_card_s_loras() -> None:
     assert (style.loras, style.negative) == ((), LIBRARY.styles["anime"].negative)
 
 
-def test_a_style_that_is_another_model() -> None:
+def test_a_style_that_is_another_model(tmp_path: Path) -> None:
     card = replace(MINI, styles={"anime": Style({"en": "Anime"}, None, checkpoint="anime.safetensors")})
-    with pytest.raises(StyleError, match=r"is a checkpoint of its own\. Draw with that one \(--model mini:anime\)"):
+    with pytest.raises(
+        StyleError, match=r"is a checkpoint of its own\. Draw with that one: --model \S+ .*the model mini:anime"
+    ):
         routed("애니", card)
+    # The remedy leads there.
+    written = (ASSETS / "mini" / "card.toml").read_text()
+    path = tmp_path / "my card.toml"
+    path.write_text(
+        f'{written}\n[styles.house]\ncheckpoint = "house.safetensors"\n[styles.house.title]\nen = "House"\n'
+    )
+    with pytest.raises(StyleError) as refused:
+        routed("house", find_card(path, tmp_path))
+    words = split(str(refused.value).replace("style's", ""))
+    other = words[words.index("--model") + 1].removesuffix(",")
+    assert find_card(other, tmp_path).files == (tmp_path / "house.safetensors",)
+    elsewhere = replace(find_card(path, tmp_path), folder=tmp_path / "elsewhere")
+    with pytest.raises(StyleError) as refused:
+        routed("house", elsewhere)
+    assert str(tmp_path) not in str(refused.value), "beyond the model's folder, where a server's clients would see it"
     style = routed("애니", card, fallback=True)
     assert (style.loras, style.wording) == ((), LIBRARY.styles["anime"].z_image)
     assert "goes by its words alone" in style.notes[0]

@@ -92,6 +92,15 @@ def test_multistep_pictures_are_the_references(steps: int) -> None:
     assert steps < 3 or (other.latents[0] - theirs).abs().max() > 1e-2, "Euler comes to the same"
 
 
+def test_levels_below_the_least() -> None:
+    """A list that stays at one level is walked without harm, though a request for it is refused."""
+    sigmas = noise().karras(4, 0.02)
+    assert (sigmas.diff() == 0).sum() == 3
+    first = torch.randn(4, 6, 6, generator=torch.Generator().manual_seed(0))
+    *_, last = dpmpp_2m(lambda x, s, _: [predicted(x[0], s[0])], [first], [sigmas])
+    torch.testing.assert_close(last.latents[0], first - 0.02 * predicted(first, 0.02))
+
+
 def test_a_batch_is_its_pictures() -> None:
     schedules = [noise().karras(6), noise().karras(3), noise().karras(4, 0.8)]
     starts = [torch.randn(4, 5, 5 + i, generator=torch.Generator().manual_seed(i)) for i in range(3)]

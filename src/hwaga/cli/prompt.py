@@ -16,6 +16,7 @@ from hwaga.errors import PromptError
 from hwaga.model_lookup import built_in_cards, find_card
 from hwaga.prompt import Composition, Library, Slots, compose
 from hwaga.prompt.keywords import Words
+from hwaga.prompt_form import FORMS
 from hwaga.settings import Settings
 from hwaga.tokens import is_countable, token_counter
 
@@ -40,7 +41,7 @@ def prompt(
     use: Annotated[str | None, typer.Option(help="Where it will be shown: feed, story, banner or poster.")] = None,
     model: Model = None,
     family: Annotated[
-        str | None, typer.Option(help="Word it for z_image or sdxl [default: the model's family].")
+        str | None, typer.Option(help=f"Word it for {' or '.join(FORMS)} [default: the model's family].")
     ] = None,
     style_fallback: Annotated[
         bool, typer.Option("--style-fallback", help="Go on without the style's LoRA where it is absent.")

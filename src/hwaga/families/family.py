@@ -29,7 +29,7 @@ class Picture:
 
     Attributes:
         width, height: pixels.
-        tokens: of the prompt.
+        tokens: of the prompt, see ``Model.length``.
         source: it starts from a picture.
         guided: the denoiser runs for it twice a step, with its prompt and with what it is led away from.
     """
@@ -107,6 +107,9 @@ class Model(Protocol):
             PromptTooLongError: above the limit.
         """
 
+    def length(self, tokens: Any) -> int:
+        """How many tokens' room in the networks a prompt takes that went through ``tokenize``; padding may count."""
+
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt, template included, however many they are."""
 
@@ -130,6 +133,9 @@ class Model(Protocol):
 
     def bring(self, unit: Any, memory: Tensor, progress: Callable[[int], None] | None = None) -> None:
         """Writes a unit's weights to memory of the device. Raises CheckpointError."""
+
+    def ready(self) -> None:
+        """Waits for whatever is prepared beside the reading of weights."""
 
     def forget(self) -> None:
         """Gives back the memory of whatever is kept in case it is used again."""

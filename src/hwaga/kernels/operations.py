@@ -113,7 +113,7 @@ def scaled_product(x: Coded, codes: Tensor, scale: Tensor, dtype: torch.dtype) -
 @cache
 def multiplies_codes(device: torch.device) -> bool:
     """Whether a device multiplies numbers of 8 bits (e4m3): NVIDIA's do from compute capability 8.9 on."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _is_fused(x: Tensor) -> bool:
@@ -132,12 +132,21 @@ def why_not_fused(device: torch.device) -> str | None:
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 0):
         return "Fused operations need an NVIDIA GPU of compute capability 8.0 or above."
     try:
-        from hwaga.kernels import fused
+        from triton import TritonError
 
+        from hwaga.kernels import fused
+    except ImportError as error:
+        return _slower(error)
+    few = torch.zeros(1, 16, device=device)
+    try:
         with torch.cuda.device(device):  # Triton runs on the current one, wherever its tensors are
-            fused.coded(torch.zeros(1, 16, device=device))
-    except (ImportError, RuntimeError, OSError, subprocess.SubprocessError) as error:
-        reason = f"Triton does not run here, so that operations are not fused and pictures take longer: {error}"
-        warnings.warn(reason, RuntimeWarning, stacklevel=2)
-        return reason
+            fused.gained_norm(few, few, 1e-6)  # without codes: before compute capability 8.9 Triton has no e4m3
+    except (TritonError, RuntimeError, OSError, subprocess.SubprocessError) as error:
+        return _slower(error)
     return None
+
+
+def _slower(error: Exception) -> str:
+    reason = f"Triton does not run here, so that operations are not fused and pictures take longer: {error}"
+    warnings.warn(reason, RuntimeWarning, stacklevel=3)
+    return reason

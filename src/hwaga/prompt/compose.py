@@ -16,6 +16,7 @@ from hwaga.prompt.keywords import Words, find, has_korean, name_key
 from hwaga.prompt.library import FILLED, AvoidRule, Industry, Library
 from hwaga.prompt.style import AUTO, pick, route
 from hwaga.prompt.template import ORDER, Slots, check_family, join, phrase
+from hwaga.prompt_form import FORMS, PromptForm
 from hwaga.request import LoraUse
 
 DROPPED_FIRST = ("details", "atmosphere", "lighting", "composition", "setting", "style", "avoid")
@@ -29,7 +30,7 @@ class Composition:
 
     Attributes:
         text: the prompt.
-        negative: the negative prompt; None for a family that has none, and where nothing is unwanted.
+        negative: the negative prompt; None where there is none, or nothing is unwanted.
         loras: what the style takes in weights.
         steps: steps that suit the style's LoRA; None where the card has no wish.
         aspect: the shape that suits the use, on this card; None where no use was named.
@@ -60,6 +61,7 @@ def compose(
     avoid: Sequence[str] = (),
     use: str | None = None,
     style_fallback: bool = False,
+    guidance: float | None = None,
     count_tokens: Callable[[str], int] | None = None,
     token_limit: int | None = None,
 ) -> Composition:
@@ -67,13 +69,14 @@ def compose(
 
     Args:
         text: what to draw, as typed, or in slots.
-        family: whose form the text takes: "z_image" or "sdxl".
+        family: whose form the text takes, of ``hwaga.prompt_form.FORMS``.
         card: whose LoRAs and aspects count.
         style: a style's name, title or alias; "auto" picks one by the words of the text.
         industry: likewise.
         avoid: things not wanted, in either language: "text", "no people", "글자 없이".
         use: where the picture will be shown: "feed", "story", "banner", "poster".
         style_fallback: go on without a style's LoRA whose file is absent.
+        guidance: that the request asks for; the card's where None. Without guidance there is no negative prompt.
         count_tokens: tokens of a text as the model counts them.
         token_limit: the packs' wording is left out, by ``DROPPED_FIRST``, until the text keeps to it. What was typed stays
             whole even where it is too long alone: then the engine refuses it.
@@ -83,6 +86,9 @@ def compose(
             absent, or an empty text.
     """
     check_family(family)
+    form = FORMS[family]
+    # Worded for another family, a prompt is for a model that is not known here.
+    has_negative = form.negative and (family != card.family or card.is_guided(guidance))
     typed = text.text(family) if isinstance(text, Slots) else text
     if not typed.strip():
         raise PromptError("The prompt is empty. Say what the picture should show.")
@@ -100,7 +106,7 @@ def compose(
         notes += routed.notes
     business = None if industry is None else library.industry(industry)
     place = None if use is None else library.use(use)
-    rules = _rules(avoid, library, family, notes)
+    rules = _rules(avoid, library, form, notes)
 
     pieces: dict[str, str] = {}
     if routed and routed.wording:
@@ -109,8 +115,8 @@ def compose(
         replaces = library.styles[routed.name].replaces if routed and routed.name in library.styles else ()
         pieces |= _wording(business, text, library, replaces, rules, notes)
         if place and "composition" in pieces:
-            pieces["composition"] += f"{', ' if family == 'sdxl' else '. The frame is '}{place.composition}"
-    if rules and family != "sdxl":
+            pieces["composition"] += f"{', ' if form.phrases else '. The frame is '}{place.composition}"
+    if rules and not form.negative:
         pieces["avoid"] = phrase("avoid", _listed([rule.z_image for rule in rules]), family)
     if card.own_words_only and family == card.family:
         kept = {"style"} if routed and routed.own_wording else set()
@@ -137,21 +143,24 @@ def compose(
                 composed = join([typed, *pieces.values()], family)
         if left_out:
             notes.append(f"Left out to keep within {token_limit} tokens: the packs' wording for {', '.join(left_out)}.")
-    if family == "sdxl" and has_korean(typed):
-        notes.append("SDXL reads English: Korean words in the prompt hardly count.")
+    if form.english_only and has_korean(typed):
+        notes.append("The model reads English: Korean words in the prompt hardly count.")
     of_style = [part for part in (routed.negative if routed else "").split(", ") if part]
     # What somebody asks for in so many words is not worked against, because a style is usually without it.
     asked_for = [part for part in of_style if find(words, Words((part,)))]
-    if asked_for:
+    if asked_for and has_negative:
         notes.append(f"Left out of the negative prompt, as your own words speak of it: {', '.join(asked_for)}.")
     unwanted = [part for rule in rules for part in rule.negative.split(", ") if part]
-    phrases = dict.fromkeys([*(part for part in of_style if part not in asked_for), *unwanted])
+    phrases = dict.fromkeys([*(part for part in of_style if part not in asked_for), *unwanted]) if form.negative else {}
+    if phrases and not has_negative:
+        why = f"{card.name} has no negative prompt" if card.guidance is None else "no negative prompt at guidance 1"
+        notes.append(f"Left out: {', '.join(phrases)} ({why}).")
     aspect = (business.aspects[place.name] if business else place.aspect) if place else None
     if aspect is not None:
         card.size_of(aspect)
     return Composition(
         text=composed,
-        negative=", ".join(phrases) if family == "sdxl" and phrases else None,
+        negative=", ".join(phrases) if phrases and has_negative else None,
         loras=routed.loras if routed else (),
         aspect=aspect,
         style=routed.name if routed else None,
@@ -199,7 +208,7 @@ def _wording(
     return pieces
 
 
-def _rules(avoid: Sequence[str], library: Library, family: str, notes: list[str]) -> list[AvoidRule]:
+def _rules(avoid: Sequence[str], library: Library, form: PromptForm, notes: list[str]) -> list[AvoidRule]:
     """The rule for each thing to avoid, in the order given and each once. A thing without a rule gets a general one."""
     known = {name_key(word): rule for rule in library.avoid.values() for word in rule.words}
     rules: dict[str, AvoidRule] = {}
@@ -211,7 +220,7 @@ def _rules(avoid: Sequence[str], library: Library, family: str, notes: list[str]
         rule = known.get(key) or known.get(key.removesuffix("s")) or known.get(key.removesuffix("es"))
         if rule is None:
             rule = AvoidRule(key, Words((thing,)), f"a scene free of {thing}", thing, (thing,))
-            notes.append(f'No rule knows "{thing}": it is worded as {rule.z_image if family != "sdxl" else thing!r}.')
+            notes.append(f'No rule knows "{thing}": it is worded as {thing if form.negative else rule.z_image!r}.')
         rules[rule.name] = rule
     return list(rules.values())
 

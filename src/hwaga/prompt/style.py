@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from shlex import quote
 from typing import NamedTuple
 
 from hwaga.cards import STYLE_SIGN, ModelCard
 from hwaga.errors import StyleError
 from hwaga.prompt.keywords import Words, find, fold
 from hwaga.prompt.library import Industry, Library, StylePack, by_name, near
+from hwaga.prompt_form import FORMS
 from hwaga.request import LoraUse
 
 AUTO = "auto"
@@ -60,8 +62,9 @@ def route(name: str, *, library: Library, card: ModelCard, family: str, fallback
         raise StyleError(
             f"There is no style {name!r}. {near(name, library.styles, on_card)}Styles are {', '.join(names)}."
         )
-    wording = "" if pack is None else pack.sdxl if family == "sdxl" else pack.z_image
-    negative = pack.negative if pack and family == "sdxl" else ""
+    form = FORMS[family]
+    wording = "" if pack is None else pack.sdxl if form.phrases else pack.z_image
+    negative = pack.negative if pack and form.negative else ""
     if name not in on_card:
         return RoutedStyle(name, wording, negative)
     style = on_card[name]
@@ -76,8 +79,9 @@ def route(name: str, *, library: Library, card: ModelCard, family: str, fallback
         other = f"{card.name}{STYLE_SIGN}{name}"
         if not fallback:
             raise StyleError(
-                f"The style {name} of {card.name} is a checkpoint of its own. Draw with that one (--model {other}); or go on "
-                "with this one and the style's words: --style-fallback, style_fallback=True."
+                f"The style {name} of {card.name} is a checkpoint of its own. Draw with that one: --model "
+                f"{quote(f'{card.address}{STYLE_SIGN}{name}')}, or of a server the model {other}, if it has it. Or go on with "
+                "this one and the style's words: --style-fallback, style_fallback=True."
             )
         return replace(
             routed, notes=(f"Style {name} goes by its words alone: its checkpoint is another model, {other}.",)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hwaga.errors import PromptError, RequestError
+from hwaga.prompt_form import FORMS
 
-FAMILIES = ("z_image", "sdxl")
+FAMILIES = tuple(FORMS)
 
 ORDER = ("subject", "action", "style", "setting", "composition", "lighting", "atmosphere", "details")
 """Slots by importance, which is the order of their text. The medium comes early: it decides about all that follows."""
@@ -81,10 +82,8 @@ class Slots:
 
 
 def phrase(slot: str, wording: str, family: str) -> str:
-    """One slot's wording as a sentence (z_image) or as it is (sdxl)."""
-    if family == "sdxl":
-        return wording
-    return _LEADS[slot] + wording
+    """One slot's wording as a sentence or, for a family that reads phrases, as it is."""
+    return wording if FORMS[family].phrases else _LEADS[slot] + wording
 
 
 def join(parts: Iterable[str], family: str) -> str:
@@ -92,11 +91,12 @@ def join(parts: Iterable[str], family: str) -> str:
     text, *rest = parts
     if not rest:
         return text
+    phrases = FORMS[family].phrases
     for part in rest:
         text = text.rstrip()
         ended = text.rstrip("\"'”’」』)]")[-1:] in (".", "!", "?", "…", "。", "！", "？") or text[-1:] in ",;:，、"
-        text += (" " if ended else ", " if family == "sdxl" else ". ") + part
-    if family != "sdxl" and not text.endswith((".", "!", "?", "…", "。")):
+        text += (" " if ended else ", " if phrases else ". ") + part
+    if not phrases and not text.endswith((".", "!", "?", "…", "。")):
         text += "."
     return text
 

@@ -35,5 +35,6 @@ class MultistepRule:
         ratio = following.item() / sigma.item()
         length, last = -math.log(ratio), self._length
         self._length = length
-        aim = denoised if before is None else denoised + (denoised - before) * (length / (2 * last))
+        # Between two equal levels lies no line to continue: the lists of tiny strengths may hold some.
+        aim = denoised if before is None or not last else denoised + (denoised - before) * (length / (2 * last))
         return ratio * latents + (1 - ratio) * aim

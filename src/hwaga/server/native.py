@@ -138,9 +138,7 @@ class Composed(BaseModel):
 
 def _view(job: Job, queue: list[str], served: Collection[str] | None = None) -> JobView:
     model = job.body.get("model")
-    reason = None
-    if job.status == "queued" and served is not None and model is not None and model not in served:
-        reason = not_served(model)
+    waits = job.status == "queued" and served is not None and model is not None and model not in served
     return JobView(
         id=job.id,
         kind=job.kind,
@@ -150,7 +148,7 @@ def _view(job: Job, queue: list[str], served: Collection[str] | None = None) -> 
         started=job.started,
         finished=job.finished,
         position=queue.index(job.id) if job.status == "queued" and job.id in queue else None,
-        reason=reason,
+        reason=not_served(str(model)) if waits else None,
         progress=Progress(step=job.progress[0], total=job.progress[1]),
         error=None if job.error is None else ErrorDetails(**of_job(job.error)[1]["error"]),
         images=[PictureView(id=image, url=f"/v1/images/{image}") for image in job.images],

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from hwaga.kernels.attention import attend, keeps_scores
+from hwaga.kernels.attention import any_way, attend, keeps_scores
 
 NARROW = 128
 """Widest heads that ways of attention are tried with; the autoencoder has one head of all its channels."""
@@ -43,7 +42,7 @@ class QuickAttention:
         # Ways are chosen for tokens that attend to themselves. Words are few, and of any number.
         tried = encoder_hidden_states is None and q.shape[-1] <= NARROW
         whole = not tried and not keeps_scores(q.device, q.dtype)
-        found = F.scaled_dot_product_attention(q, k, v) if whole else attend(q, k, v)
+        found = any_way(q, k, v) if whole else attend(q, k, v)
         out: Tensor = module.to_out[0](found.transpose(1, 2).flatten(2))
         if states.ndim == 4:
             out = out.transpose(1, 2).unflatten(2, states.shape[2:])

@@ -28,10 +28,12 @@ class Prompt:
 
     Attributes:
         tokens: how many there are.
+        windows: that it is read in. They are not always filled.
     """
 
     text: str
     tokens: int
+    windows: int = 1
 
     def __len__(self) -> int:
         return self.tokens

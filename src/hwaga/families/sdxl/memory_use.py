@@ -62,7 +62,7 @@ def phases(
         writing: by part, taken while a weight is written out for a product.
         scores: taken by attention that writes its scores out.
     """
-    windows = [max(-(-picture.tokens // CONTENT), 1) for picture in pictures]
+    windows = [shape_of(picture)[2] for picture in pictures]
     rows = [1 + picture.guided for picture in pictures]
     width = networks.caption_width
     # A caption, and the empty window beside it.
@@ -75,13 +75,13 @@ def phases(
     text = ROWS * WINDOW * layers * itemsize + 2 * captions
     sizes = [(picture.width // networks.scale) * (picture.height // networks.scale) for picture in pictures]
     latents = sum(4 * networks.latent_channels * size for size in sizes)
-    together: dict[tuple[int, int], int] = {}
+    together: dict[tuple[int, int, int], int] = {}
     for picture, row in zip(pictures, rows, strict=True):
-        together[picture.width, picture.height] = together.get((picture.width, picture.height), 0) + row
+        together[shape_of(picture)] = together.get(shape_of(picture), 0) + row
     channels = [int(count) for count in networks.unet["block_out_channels"]]
     kernel = KERNELS * 9 * 2 * max(channels) ** 2 * itemsize
     denoise = 0
-    for (w, h), row in together.items():
+    for (w, h, _), row in together.items():
         states = row * (w // networks.scale) * (h // networks.scale)
         denoise = max(denoise, round(states * (UNET + UNET_COPIES) * channels[0] * itemsize))
     # What every sampler keeps of each picture: its latents, the denoised ones of two steps, and the outputs of both prompts.
@@ -102,6 +102,11 @@ def phases(
         Phase("decode", "vae", _in_tiles(pictures, (DECODER + DECODER_COPIES) * vae_channels, vae_itemsize, held))
     )
     return tuple(found)
+
+
+def shape_of(picture: Picture) -> tuple[int, int, int]:
+    """Width, height and the windows of its longer prompt: pictures that share them go through the U-Net together."""
+    return picture.width, picture.height, max(-(-picture.tokens // CONTENT), 1)
 
 
 def _in_tiles(pictures: Sequence[Picture], numbers: float, itemsize: int, held: int) -> tuple[Work, ...]:

@@ -16,10 +16,10 @@ from hwaga.families.sdxl.autoencoder import Autoencoder, autoencoder_dtype
 from hwaga.families.sdxl.captions import Caption, Encoders, Prompt
 from hwaga.families.sdxl.denoiser import Denoiser
 from hwaga.families.sdxl.lora import adapted_network, sdxl_lora_targets
-from hwaga.families.sdxl.memory_use import phases
+from hwaga.families.sdxl.memory_use import phases, shape_of
 from hwaga.families.sdxl.networks import Networks, clip_order, clip_unit, unet_order, unet_unit
 from hwaga.families.sdxl.noise import KARRAS, Prediction, level
-from hwaga.families.sdxl.words import PromptTokenizer
+from hwaga.families.sdxl.words import CONTENT, PromptTokenizer
 from hwaga.kernels.attention import SCORES_ALIVE, keeps_scores
 from hwaga.memory.plan import Demand, PartSize
 from hwaga.sampling.trained_noise import keep_last
@@ -145,8 +145,8 @@ class SdxlModel:
             {name: max(unit.writing_bytes for unit in (rest, *blocks)) for name, (rest, blocks) in self.parts.items()},
             SCORES_ALIVE if self._keeps_scores else 0,
         )
-        # Pictures of different sizes go through the denoiser one after the other, each time past all of its weights.
-        passes = steps * len({(picture.width, picture.height) for picture in pictures})
+        # Pictures of different shapes go through the denoiser one after the other, each time past all of its weights.
+        passes = steps * len({shape_of(picture) for picture in pictures})
         # The picture on its way to the file, and the one it starts from; and the ring that weights are read through.
         host = sum(16 * picture.width * picture.height for picture in pictures) + CHUNK * THREADS
         return Demand(tuple(sizes), stages, passes, kept, host)
@@ -164,10 +164,19 @@ class SdxlModel:
         return self._tokenizer
 
     def tokenize(self, prompt: str, limit: int) -> Prompt:
-        return Prompt(prompt, len(self.tokenizer.ids_within(prompt, limit)) if prompt else 0)
+        if not prompt:
+            return Prompt(prompt, 0)
+        tokens = len(self.tokenizer.ids_within(prompt, limit))
+        return Prompt(prompt, tokens, len(self.tokenizer.windows(prompt)[0].ids))
+
+    def length(self, tokens: Prompt) -> int:
+        return tokens.windows * CONTENT
 
     def count_tokens(self, prompt: str) -> int:
         return len(self.tokenizer.ids(prompt))
+
+    def ready(self) -> None:
+        """Nothing is prepared."""
 
     def forget(self) -> None:
         self.captions.clear()

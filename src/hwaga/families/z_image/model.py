@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -79,9 +80,8 @@ class ZImageModel:
         if precision is not None:
             text_encoder.quantize(IN_TEXT_ENCODER, precision)
             transformer.quantize(IN_TRANSFORMER, precision)
-        # Sizes alone, on the meta device, are those of a GPU that is thought of: it has what a GPU may have.
         self._imagined = device.type == "meta"
-        if self._imagined or multiplies_codes(device):
+        if _codes_pay(device, dtype):
             # Not the text encoder: a few channels of its activations are so large that a row of 8 bits loses the others.
             transformer.multiply_codes(IN_TRANSFORMER)
         if text_encoder.sources["embed_tokens.weight"]:
@@ -97,7 +97,8 @@ class ZImageModel:
         refined = [f"context_refiner.{i}" for i in range(config.refiner_layers)]
         denoised = [f"noise_refiner.{i}" for i in range(config.refiner_layers)]
         denoised += [f"layers.{i}" for i in range(config.layers)]
-        self._compiling = _started(partial(self._compile_ahead, device, dtype)) if device.type == "cuda" else None
+        self._compiling: Future[None] | None = None
+        self._compiled = device.type != "cuda"
         self.parts = {
             "text_encoder": (norms, list(layers.values())),
             "refiner": (blocks["cap_embedder"], [blocks[name] for name in refined]),
@@ -162,19 +163,27 @@ class ZImageModel:
 
     def _compile_ahead(self, device: torch.device, dtype: torch.dtype) -> None:
         """Has the operations of the networks compiled while weights are read, so that the first picture need not wait. Where
-        memory is too short for that meanwhile, they are compiled when they are needed.
+        that fails, for want of memory say, they are compiled when they are needed, where errors are handled.
         """
-        with suppress(torch.OutOfMemoryError), torch.cuda.device(device), torch.inference_mode():
+        with torch.cuda.device(device), torch.inference_mode():
             self.transformer.try_operations(device, dtype)
             self.text_encoder.try_operations(device, dtype)
             self.autoencoder.try_operations(device, dtype)
 
     def bring(self, unit: Unit, memory: Tensor, progress: Callable[[int], None] | None = None) -> None:
+        if not self._compiled:  # not before there is a plan: it would count what compiling takes meanwhile
+            self._compiled = True
+            self._compiling = _started(partial(self._compile_ahead, self.device, self.dtype))
         unit.bring(memory, self.reader, progress)
 
+    def ready(self) -> None:
+        compiling, self._compiling = self._compiling, None
+        error = None if compiling is None else compiling.exception()
+        if error is not None:
+            warnings.warn(f"Operations were not compiled ahead: {error}", RuntimeWarning, stacklevel=2)
+
     def close(self) -> None:
-        if self._compiling is not None:
-            self._compiling.result()
+        self.ready()
         self.forget()
         self.reader.close()
 
@@ -185,6 +194,9 @@ class ZImageModel:
 
     def tokenize(self, prompt: str, limit: int) -> tuple[int, ...]:
         return tuple(self.tokenizer.ids_within(prompt, limit))
+
+    def length(self, tokens: tuple[int, ...]) -> int:
+        return len(tokens)
 
     def count_tokens(self, prompt: str) -> int:
         return len(self.tokenizer.ids(prompt))
@@ -197,9 +209,7 @@ class ZImageModel:
         return self.loras.adapters(loras)
 
     def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapters | None]) -> list[Tensor]:
-        if self._compiling is not None:
-            self._compiling.result()
-            self._compiling = None
+        self.ready()
         captions: dict[int, Tensor] = {}
         unknown = []
         for i, (ids, own) in enumerate(zip(prompts, adapters, strict=True)):
@@ -299,6 +309,16 @@ def _text_unit_of(name: str) -> str:
     """The same for the text encoder."""
     layer = re.match(r"layers\.\d+(?=\.(?:self_attn|mlp)\.)", name)
     return layer[0] if layer is not None else ""
+
+
+def _codes_pay(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether fp8 weights are multiplied with activations in fp8. Not in a model of float32, which was asked for to be exact,
+    nor where a pass of its own would make the codes.
+    """
+    if dtype != torch.bfloat16:
+        return False
+    # Sizes alone, on the meta device, are those of a GPU that is thought of: it has what a GPU may have.
+    return device.type == "meta" or (multiplies_codes(device) and why_not_fused(device) is None)
 
 
 def _started(work: Callable[[], None]) -> Future[None]:

@@ -361,16 +361,24 @@ class ZImageTransformer(nn.Module):
         config, few = self.config, PLANNED
         block = cast(Block, self.layers[0])
         x = torch.zeros(few, config.dim, device=device, dtype=dtype)
-        gain, form = x[:1], block.form(Run(x, (few,), plain))
-        gained_norm(x, gain, config.norm_eps, form=form)
-        for next_gain, next_form in ((gain, form), (None, Form.PLAIN)):
-            residual_norm(x, x, gain, next_gain, config.norm_eps, form=next_form)
-        swiglu(x.new_zeros(few, 2 * config.hidden), plain.form(block.feed_forward.w2))
+        gain, form = x[:1], plain.form(block.attention.qkv)
+        forms = (form,) if form is Form.PLAIN else (form, Form.BOTH)  # both beside LoRAs
+        # One row of the modulation for all tokens, and where the pictures of a batch are at other noise levels one for each.
+        for row in (0, torch.zeros(few, dtype=torch.long, device=device)):
+            for each in forms:
+                gained_norm(x, gain, config.norm_eps, row, each)
+                residual_norm(x, x, gain, gain, config.norm_eps, row, each)
+            residual_norm(x, x, gain, None, config.norm_eps, row)
+        gate_up = x.new_zeros(64, 2 * config.hidden)
+        for each in forms:
+            swiglu(gate_up, each)
         gains = (x[0, : config.head_dim],) * 2 if config.qk_norm else None
         rotation = torch.ones(few, config.head_dim // 2, dtype=torch.complex64, device=device)
         heads = (config.heads, config.heads)
         q, k, v = turned_heads(x.new_zeros(few, 3 * config.dim), heads, gains, QK_NORM_EPS, rotation)
-        coded(attention(q, k, v, (few,)), plain.form(block.attention.out))
+        update = attention(q, k, v, (few,))
+        for each in forms:
+            coded(update, each)
 
     def refine_captions(self, captions: Sequence[Tensor], adapters: Sequence[Adapters | None]) -> list[Tensor]:
         """Embeds and refines captions with their LoRAs, each alone: ``[tokens, caption_dim]`` to ``[padded tokens, D]``."""
@@ -526,4 +534,8 @@ def _rows(rows: Sequence[int], lengths: Sequence[int], device: torch.device) -> 
     """One row for all tokens where the images agree (a plain index costs no gather), else a row for each token."""
     if len(set(rows)) == 1:
         return rows[0]
-    return torch.tensor(rows, device="cpu").repeat_interleave(torch.tensor(lengths, device="cpu")).to(device)
+    return (
+        torch.tensor(rows, device="cpu")
+        .repeat_interleave(torch.tensor(lengths, device="cpu"))
+        .to(device, non_blocking=True)
+    )
