@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,7 @@ class Engines:
         ram: int | str | None = None,
         progress: Progress | None = None,
         settings: Settings | None = None,
+        left_out: Callable[[str | Path | ModelCard | None, ModelError], None] | None = None,
     ) -> Engines:
         """Opens models, and loads as many as fit beside those before them. The others are loaded when they are used.
 
@@ -52,6 +53,8 @@ class Engines:
             device, dtype, precision, settings: as of ``Engine.open``.
             vram, ram: most that all of them may take together.
             progress: is told of each model that is loaded, one after the other.
+            left_out: is told of each model that is not there or damaged, and why; the others are opened all the same, if there
+                is one. None: such a model is an error.
 
         Raises:
             ModelError: a model is unknown, not there or damaged, or two of them have the same name.
@@ -67,9 +70,15 @@ class Engines:
         with ExitStack() as undo:
             engines: list[Engine] = []
             for model in models:
-                engine = Engine.open(
-                    model, dtype=dtype, precision=precision, progress=progress, settings=settings, room=room
-                )
+                try:
+                    engine = Engine.open(
+                        model, dtype=dtype, precision=precision, progress=progress, settings=settings, room=room
+                    )
+                except ModelError as error:
+                    if left_out is None or (model is models[-1] and not engines):
+                        raise
+                    left_out(model, error)
+                    continue
                 undo.callback(engine.close)
                 if engine.card.name in (other.card.name for other in engines):
                     raise ModelError(

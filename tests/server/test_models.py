@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from hwaga.loras import LoraLibrary
 from hwaga.model_lookup import find_card
 from hwaga.prompt import Library
 from hwaga.request import ImageRequest
+from hwaga.server.process import WORKER
 from hwaga.server.served import Served
 from hwaga.server.stay import MOST
 from hwaga.server.store import SqliteStore
@@ -359,6 +361,25 @@ def test_jobs_wait_for_a_model_that_is_not_served(serve: Serve, caplog: pytest.L
         assert (done["status"], done["model"], done["reason"]) == ("succeeded", "second", None)
         running.ready()
         assert running.client.get("/health/ready").json()["waiting_for_models"] == {}
+
+
+def test_a_damaged_model_fails_its_own_jobs_alone(serve: Serve, tmp_path: Path) -> None:
+    folder = tmp_path / "second"
+    shutil.copytree(ASSETS / "mini", folder)
+    card = (folder / "card.toml").read_text()
+    (folder / "card.toml").write_text(card.replace('name = "mini"', 'name = "second"', 1))
+    (weights, *_) = folder.glob("transformer/*.safetensors")
+    models = ["mini", str(folder)]
+    cards = [find_card(model, tmp_path) for model in models]
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for order in (slice(None), slice(None, None, -1)):  # also where it is the default
+        with serve(models=models[order], cards=cards[order], worker=WORKER) as running:
+            bad, good = (running.submit(prompt="a cat", steps=1, model=name)["id"] for name in ("second", "mini"))
+            assert running.ended(good)["status"] == "succeeded"
+            failed = running.ended(bad)
+            assert (failed["status"], running.dispatcher.restarts) == ("failed", 0)
+            assert str(tmp_path) not in failed["error"]["message"]
+            assert weights.name in failed["error"]["message"]
 
 
 def shown(running: Running, model: str) -> dict[str, Any]:

@@ -22,14 +22,16 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from hwaga.errors import HwagaError, UnknownModelError, WireError
+from hwaga.errors import HwagaError, ModelError, WireError
 from hwaga.image_file import encode_result
 from hwaga.memory.trim import prepare_process
+from hwaga.model_lookup import find_card
 from hwaga.request import ImageRequest, Result, Step
 from hwaga.server import wire
 from hwaga.server.folders import own_folders, without_folders
 from hwaga.server.json_log import log_as_json
 from hwaga.server.strange_pictures import decoded_picture
+from hwaga.settings import Settings
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -93,6 +95,7 @@ class Worker:
         self._tell_at = 0.0
         self._folders: Sequence[str] = ()
         self._told: dict[str, Any] = {}
+        self._left_out: dict[str | None, ModelError] = {}
 
     def run(self) -> None:
         """Opens the models that the server asks for, and draws batch after batch. Returns if that cannot be done."""
@@ -101,7 +104,10 @@ class Worker:
         # torch takes seconds to import. By now, the end of the parent is noticed.
         from hwaga.engines import Engines
 
+        settings = Settings.read()
         try:
+            cards = {model: find_card(model or settings.model, settings.models) for model in asked.models or [None]}
+            self._folders = own_folders(settings, *cards.values())
             engines = Engines.open(
                 asked.models or [None],
                 device=asked.device,
@@ -110,14 +116,18 @@ class Worker:
                 vram=asked.vram,
                 ram=asked.ram,
                 progress=self._tell_of_loading,
+                settings=settings,
+                left_out=lambda model, error: self._leave_out(cards[cast(str | None, model)].name, error),
             )
+            default = cards[next(iter(cards))].name
+            if default in self._left_out:  # which jobs that name none mean
+                self._left_out[None] = self._left_out[default]
             if asked.warm_up:  # the first picture chooses and loads kernels, which its asker would wait for
                 for _ in engines.default.stream(ImageRequest("a warm-up", steps=1, seed=0)):
                     self._tell_of_loading()
         except HwagaError as error:
             self._send(wire.Failed(type(error).__name__, str(error)))
             return
-        self._folders = own_folders(engines.default.settings, *(engine.card for engine in engines))
         with engines:
             self._report_plans(engines)
             self._send(wire.Ready(engines.names, str(engines.default.device)))
@@ -126,6 +136,10 @@ class Worker:
                 for model, draws in groupby(self._batch(engines.default), lambda draw: draw.body.get("model")):
                     self._draw_with(engines, model, list(draws), asked.batch)
                 self._report_plans(engines)
+
+    def _leave_out(self, model: str, error: ModelError) -> None:
+        _log.error("The model %s cannot be opened, and its jobs will fail; the others are drawn. %s", model, error)
+        self._left_out[model] = error
 
     def _tell_of_loading(self, *_: object) -> None:
         now = time.monotonic()
@@ -157,10 +171,12 @@ class Worker:
     def _draw_with(self, engines: Engines, model: str | None, batch: Sequence[wire.Draw], most: int) -> None:
         """As ``_draw``, with a model by its name; the default where it has none."""
         try:
+            if model in self._left_out:
+                raise self._left_out[model]
             engine = engines.default if model is None else engines[model]
-        except UnknownModelError as error:  # the store keeps them back; this is for a store that does not
+        except ModelError as error:  # the store keeps them back; this is for a store that does not
             for draw in batch:
-                self._send(wire.Failed(type(error).__name__, str(error), draw.job))
+                self._send(wire.Failed(type(error).__name__, without_folders(str(error), self._folders), draw.job))
         else:
             self._draw(engine, batch, most)
 
