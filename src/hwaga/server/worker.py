@@ -104,12 +104,13 @@ class Worker:
         # torch takes seconds to import. By now, the end of the parent is noticed.
         from hwaga.engines import Engines
 
-        settings = Settings.read()
         try:
-            cards = {model: find_card(model or settings.model, settings.models) for model in asked.models or [None]}
+            settings = Settings.read()
+            models: list[str | None] = [*asked.models] or [None]
+            cards = {model: find_card(model or settings.model, settings.models) for model in models}
             self._folders = own_folders(settings, *cards.values())
             engines = Engines.open(
-                asked.models or [None],
+                models,
                 device=asked.device,
                 dtype=asked.dtype,
                 precision=asked.precision,
