@@ -254,7 +254,7 @@ def test_told_without_the_packages(file: Path, tmp_path: Path, monkeypatch: pyte
     found = SingleFile.read(file)
     assert found.networks.unet["block_out_channels"] == [64, 64, 128]
     for name in ("unet", "text_encoder"):
-        with pytest.raises(ModelError, match=r"pip install 'hwaga\[sdxl\]'"):
+        with pytest.raises(ModelError, match=r"pip install '\.\[sdxl\]'"):
             found.blueprint(name)
     assert "is Stable Diffusion 2" in refusal(write_header(tmp_path / "a", OTHERS["SD 2"][0]))
 
