@@ -101,9 +101,9 @@ class HubServer:
             server.shutdown()
             server.server_close()
 
-    def push(self, repo: str, files: dict[str, bytes], branch: str = "main") -> str:
-        """Adds a commit with these files to a branch."""
-        commit = hashlib.sha1(f"{len(self.commits)} {sorted(files)}".encode()).hexdigest()
+    def push(self, repo: str, files: dict[str, bytes], branch: str = "main", commit: str = "") -> str:
+        """Adds a commit with these files to a branch; its name is made up, or one that a card pins."""
+        commit = commit or hashlib.sha1(f"{len(self.commits)} {sorted(files)}".encode()).hexdigest()
         self.commits[repo, commit] = dict(files)
         self.branches[repo, branch] = self.branches[repo, commit] = commit
         return commit

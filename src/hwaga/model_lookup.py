@@ -1,6 +1,7 @@
 """Which card a model's name, folder or file stands for.
 
-A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of its family's model.
+A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of its family's model, and
+the styles whose LoRAs lie there too.
 Without that too, its files of weights are taken for those of a Z-Image, but for what holds the U-Net of a Stable Diffusion,
 which is taken for an SDXL. What else files hold is found out when they are opened.
 """
@@ -141,8 +142,9 @@ def _card_of_files(folder: Path, name: str, files: Sequence[Path], like: ModelCa
 
 
 def _unnamed_card(like: ModelCard, folder: Path, name: str, **others: Any) -> ModelCard:
+    fetched = {style: own for style, own in like.styles.items() if own.lora and (folder / own.lora).is_file()}
     return replace(
-        like, name=name, title=name, license="", source="", folder=folder, styles=MappingProxyType({}), download=None,
+        like, name=name, title=name, license="", source="", folder=folder, styles=MappingProxyType(fetched), download=None,
         own_words_only=False, **others,
     )  # fmt: skip
 

@@ -80,7 +80,7 @@ def test_an_absent_lora(tmp_path: Path) -> None:
     card = replace(MINI, folder=tmp_path)
     with pytest.raises(StyleError) as refused:
         routed("anime", card)
-    for part in (str(tmp_path / "loras/flat.safetensors"), "fetch the model again", "--style-fallback"):
+    for part in (str(tmp_path / "loras/flat.safetensors"), "Put the file there", "--style-fallback"):
         assert part in str(refused.value)
     style = routed("anime", card, fallback=True)
     assert style.loras == ()

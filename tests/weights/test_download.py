@@ -43,6 +43,7 @@ from hwaga.weights.patience import Pace, Patience, TooSlow, Unanswered
 from hwaga.weights.verified import MARKER, Report, Verified, condition, verify
 
 REPO = "Tongyi-MAI/Z-Image-Turbo"
+PINNED = "f332072aa78be7aecdf3ee76d5c247082da564a6"
 _numbers = random.Random(7)
 
 TRANSFORMER = "transformer/model-00001-of-00002.safetensors"
@@ -75,14 +76,20 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer() as server:
-        server.push(REPO, MODEL | OTHERS)
+        server.push(REPO, MODEL | OTHERS, commit=PINNED)
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         yield server
 
 
 @pytest.fixture
-def card(tmp_path: Path) -> ModelCard:
+def built_in(tmp_path: Path) -> ModelCard:
     return built_in_cards(tmp_path / "data" / "models")["z-image-turbo"]
+
+
+@pytest.fixture
+def card(built_in: ModelCard) -> ModelCard:
+    """The built-in card as its authors would write one that follows a branch, without anybody's styles."""
+    return replace(built_in, download=replace(source_of(built_in), revision="main"), styles=MappingProxyType({}))
 
 
 def source_of(card: ModelCard) -> Download:
@@ -162,6 +169,18 @@ def test_a_plan_by_revision(server: HubServer, card: ModelCard) -> None:
     assert plan_of(card, revision="refs/pr/1").commit == plan_of(card, revision=commit).commit == commit
     with pytest.raises(HubError, match=r"no such revision.*tree/main"):
         plan_of(card, revision="nowhere")
+
+
+def test_a_pinned_commit_is_the_one_that_is_fetched(server: HubServer, built_in: ModelCard) -> None:
+    """Whatever the branch has become; and a hub that has another for it is not believed."""
+    assert source_of(built_in).revision == PINNED
+    newer = server.push(REPO, MODEL | {VAE: b"newer"})
+    assert run(built_in).commit == PINNED
+    check_whole(built_in.folder)
+    assert plan_of(built_in, revision="main").commit == newer
+    server.branches[REPO, PINNED] = newer
+    with pytest.raises(HubError, match=f"at {PINNED} and answered with {newer}.*another mirror"):
+        plan_of(built_in)
 
 
 def test_parts(server: HubServer, card: ModelCard) -> None:
@@ -545,7 +564,7 @@ def wait_until_sent(server: HubServer, bytes_sent: int, process: subprocess.Pope
 def test_kill_9_at_any_moment(server: HubServer, card: ModelCard) -> None:
     numbers = random.Random(3)
     files = MODEL | {VAE: numbers.randbytes(1_500_000)}
-    server.push(REPO, files)
+    server.push(REPO, files, commit=PINNED)
     server.pause = 0.001
     killed, verified = 0, set[str]()
     while killed < 20:
@@ -1000,7 +1019,8 @@ def test_a_style_brings_its_lora(server: HubServer, styled: ModelCard) -> None:
 
 
 def test_styles_are_a_part(server: HubServer, styled: ModelCard) -> None:
-    run(styled, parts=["vae"])
+    licenses = run(styled, parts=["vae"]).licenses
+    assert licenses == (("z-image-turbo", REPO, "Apache-2.0"),)
     assert not (styled.folder / "loras").exists()
     assert condition(styled) == "partly fetched"
     run(styled, parts=["styles"])
@@ -1010,6 +1030,32 @@ def test_styles_are_a_part(server: HubServer, styled: ModelCard) -> None:
     check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
     with pytest.raises(DownloadError, match=r"no part 'styles'.*text_encoder, transformer, vae\."):
         plan_of(replace(styled, styles=MappingProxyType({})), parts=["styles"])
+
+
+def test_a_model_is_whole_without_its_styles(server: HubServer, styled: ModelCard) -> None:
+    """Nobody has to take somebody else's LoRAs; those that are here stay known."""
+    parts = ["text_encoder", "transformer", "vae"]
+    run(styled, parts=parts)
+    check_whole(styled.folder)
+    assert condition(styled) == "verified"
+    run(styled)
+    run(styled, parts=parts)
+    check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
+
+
+def test_a_style_that_is_not_given_out_any_more(server: HubServer, styled: ModelCard) -> None:
+    """The model is fetched all the same: it does not hang on a repository of somebody else's."""
+    gone = with_style(styled, repo="somebody/gone")
+    plan = run(gone)
+    check_whole(gone.folder)
+    assert condition(gone) == "verified"
+    assert [name for name, _ in plan.unavailable] == ["line"]
+    assert "somebody/gone is not there, or private" in plan.unavailable[0][1]
+    assert [repo for _, repo, _ in plan.licenses] == [REPO]
+    with pytest.raises(HubError, match="somebody/gone is not there, or private"):
+        plan_of(gone, parts=["styles"])
+    assert run(styled).unavailable == ()
+    check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
 
 
 def test_a_lora_that_is_not_what_the_card_says(server: HubServer, styled: ModelCard, card: ModelCard) -> None:
@@ -1070,17 +1116,35 @@ def test_files_of_another_repository_in_a_folder(
 def test_the_built_in_cards_name_what_makes_up_a_model(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
     """Files of the published repositories' names, as far as the cards go."""
     cards = built_in_cards(tmp_path / "data" / "models")
+    loras = {
+        "tarn59/pixel_art_style_lora_z_image_turbo": "pixel_art_style_z_image_turbo.safetensors",
+        "ostris/z_image_turbo_childrens_drawings": "z_image_turbo_childrens_drawings.safetensors",
+    }
+    sources = {style.source.repo: style.source for style in cards["z-image-turbo"].styles.values() if style.source}
+    assert {repo: source.file for repo, source in sources.items()} == loras
+    for repo, file in loras.items():
+        server.push(repo, {file: repo.encode(), "README.md": b"-"}, commit=sources[repo].revision)
+    styles = {f"loras/{file}": repo.encode() for repo, file in loras.items()}
+    turbo = cards["z-image-turbo"]
+    plan = run(turbo)
+    check_whole(turbo.folder, MODEL | styles)
+    assert plan.commit == PINNED
+    assert plan.licenses[1:] == tuple(
+        (name, repo, "Apache-2.0") for name, repo in zip(("pixel_art", "childrens_drawing"), loras, strict=True)
+    )
     server.push("dimitribarbot/Z-Image-Turbo-BF16", MODEL | OTHERS)
     run(cards["z-image-turbo-bf16"])
-    check_whole(cards["z-image-turbo-bf16"].folder)
+    check_whole(cards["z-image-turbo-bf16"].folder, MODEL | styles)
     comfy = cards["z-image-turbo-comfyui"]
     weights = {file.relative_to(comfy.folder).as_posix(): file.name.encode() for file in comfy.files}
     server.push(
-        "Comfy-Org/z_image_turbo", weights | {"split_files/diffusion_models/z_image_turbo_nvfp4.safetensors": b"-"}
+        "Comfy-Org/z_image_turbo",
+        weights | {"split_files/diffusion_models/z_image_turbo_nvfp4.safetensors": b"-"},
+        commit=source_of(comfy).revision,
     )
     run(comfy)
     tokenizer = {name: data for name, data in MODEL.items() if name.startswith("tokenizer/")}
-    check_whole(comfy.folder, weights | tokenizer)
+    check_whole(comfy.folder, weights | tokenizer | styles)
     assert comfy.present
     assert condition(comfy) == "verified"
 
@@ -1098,9 +1162,12 @@ def test_the_built_in_card_of_sdxl(server: HubServer, card: ModelCard, tmp_path:
               "text_encoder/openvino_model.xml", "unet/model.onnx", "vae/config.json",
               "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
               "vae_1_0/config.json", "README.md")  # fmt: skip
-    server.push("stabilityai/stable-diffusion-xl-base-1.0", wanted | dict.fromkeys(others, b"-"))
+    pins = {each.repo: each.revision for each in (source_of(sdxl), *source_of(sdxl).also)}
+    base = "stabilityai/stable-diffusion-xl-base-1.0"
+    server.push(base, wanted | dict.fromkeys(others, b"-"), commit=pins[base])
     tuned = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"tuned"}
-    server.push("madebyollin/sdxl-vae-fp16-fix", tuned | {"sdxl_vae.safetensors": b"-", "README.md": b"-"})
+    fixed = "madebyollin/sdxl-vae-fp16-fix"
+    server.push(fixed, tuned | {"sdxl_vae.safetensors": b"-", "README.md": b"-"}, commit=pins[fixed])
     licenses = plan_of(sdxl).licenses
     assert [(repo, "openrail++" in text or text) for _, repo, text in licenses] == [
         ("stabilityai/stable-diffusion-xl-base-1.0", True), ("madebyollin/sdxl-vae-fp16-fix", "MIT"),

@@ -148,6 +148,11 @@ class Hub:
                 f"{self.endpoint} answered with something else than the files of {repo}. "
                 "Open it in a browser: a proxy or a sign-in page may stand between."
             )
+        if re.fullmatch(r"[0-9a-f]{40}", revision) and commit != revision:
+            raise HubError(
+                f"{self.endpoint} was asked for {repo} at {revision} and answered with {commit}. Use another mirror, or unset "
+                "HF_ENDPOINT."
+            )
         return commit, [replace(file, repo=repo, commit=commit) for file in files]
 
     def stream(self, file: RemoteFile, start: int, end: int, *, whole: bool) -> Generator[bytes, None, None]:
