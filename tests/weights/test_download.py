@@ -65,8 +65,9 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("HF_") or name.lower() in PROXIES]:
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING")) or name.lower() in PROXIES]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(download_module, "PIECE", 2**16)
     monkeypatch.setattr(download_module, "CLAIM_EVERY", 0.0)
@@ -480,6 +481,33 @@ def test_a_full_disk(server: HubServer, card: ModelCard, monkeypatch: pytest.Mon
     check_whole(card.folder)
 
 
+FULL = """
+mount -t tmpfs -o size=600k none "$1" || exit 77
+"$2" -c "$3" download && exit 1
+mount -o remount,size=8m none "$1" && "$2" -c "$3" download && exec "$2" -c "$3" models verify
+"""
+
+
+def test_a_disk_that_is_full_in_the_middle(server: HubServer, tmp_path: Path) -> None:
+    """A real one, which a state and a marker have to be written to as well, and that gets room again."""
+    if shutil.which("unshare") is None:
+        pytest.skip("Linux alone has file systems for one process")
+    small = tmp_path / "small"
+    small.mkdir()
+    command = f"import hwaga.weights.download_plan as plan\nplan.Plan.check_space = lambda self: None\n{COMMAND}"
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL, "sh", str(small)]
+    environment = {**os.environ, "HWAGA_DATA_DIR": str(small)}
+    done = subprocess.run(
+        [*inside, sys.executable, command], capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode == 77 or "unshare: " in done.stderr:
+        pytest.skip("nobody may mount a file system here")
+    assert done.returncode == 0, done.stderr
+    assert "takes no more (No space left on device). Make room and run it again to go on" in done.stderr
+    assert f"{len(MODEL)} files checked, good" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_nothing_is_claimed_before_the_disk_has_it(
     server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -694,20 +722,31 @@ def test_ranges_and_gaps_make_the_whole(pairs: list[tuple[int, int]]) -> None:
 # The cache of Hugging Face's client
 
 
-def fill_cache(server: HubServer, folder: Path, files: dict[str, bytes]) -> Path:
+def fill_cache(server: HubServer, folder: Path, files: dict[str, bytes], *, shared: bool = False) -> Path:
+    """As Hugging Face's client leaves it; large files among those that all repositories share, if it is a new one."""
     repo = folder / f"models--{REPO.replace('/', '--')}"
     snapshot = repo / "snapshots" / server.branches[REPO, "main"]
     for name, data in files.items():
         blob = repo / "blobs" / (sha256(data) if name.endswith(".safetensors") else git_sha1(data))
         blob.parent.mkdir(parents=True, exist_ok=True)
-        blob.write_bytes(data)
+        if shared and name.endswith(".safetensors"):
+            other_hash = sha256(b"another kind of hash of " + data)
+            store = folder / "blobs" / other_hash[:2] / other_hash
+            store.parent.mkdir(parents=True, exist_ok=True)
+            store.write_bytes(data)
+            blob.symlink_to(os.path.relpath(store, blob.parent))
+        else:
+            blob.write_bytes(data)
         (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / name).symlink_to(blob)
+        (snapshot / name).symlink_to(os.path.relpath(blob, (snapshot / name).parent))
     return repo / "blobs"
 
 
-def test_complete_files_of_the_cache_are_linked(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
-    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL)
+@pytest.mark.parametrize("shared", [False, True])
+def test_complete_files_of_the_cache_are_linked(
+    server: HubServer, card: ModelCard, tmp_path: Path, shared: bool
+) -> None:
+    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL, shared=shared)
     plan = run(card)
     assert plan.to_fetch == 0
     check_whole(card.folder)
@@ -748,14 +787,14 @@ def texts_below(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME"])
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME"])
 def test_the_token_goes_to_the_hub_alone(
     server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
 ) -> None:
     server.token = "hf_secret"
     file = {"HF_TOKEN_PATH": tmp_path / "my-token", "HF_HOME": tmp_path / "hf" / "token"}.get(place)
     if file is None:
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        monkeypatch.setenv(place, "hf_secret")
     else:
         file.parent.mkdir(exist_ok=True)
         file.write_text("hf_secret\n")
@@ -840,16 +879,33 @@ def test_offline_with_all_that_was_fetched(
     assert condition(styled) == "partly fetched"
 
 
+@pytest.mark.parametrize("shared", [False, True])
 def test_offline_with_all_in_the_cache(
-    server: HubServer, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HubServer, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
-    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL | OTHERS)
+    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL | OTHERS, shared=shared)
     (blobs.parent / "refs").mkdir()
     (blobs.parent / "refs" / "main").write_text(server.branches[REPO, "main"])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run(card)
     check_whole(card.folder)
     assert server.requests == []
+
+
+def test_older_names_of_variables(tmp_path: Path) -> None:
+    """Those that Hugging Face's client still reads; the newer ones count more."""
+    older = {
+        "HUGGING_FACE_HUB_TOKEN": "hf_old", "HUGGINGFACE_HUB_CACHE": str(tmp_path / "old"), "TRANSFORMERS_OFFLINE": "1",
+    }  # fmt: skip
+    hub = Hub.from_environment(older)
+    assert (hub.cache, hub.offline) == (tmp_path / "old", True)
+    newer = {"HF_TOKEN": "hf\nnew", "HF_HUB_CACHE": str(tmp_path / "new"), "HF_HUB_OFFLINE": "0"}
+    assert Hub.from_environment(older | newer | {"HF_TOKEN": "hf_new"}).cache == tmp_path / "new"
+    assert not Hub.from_environment(older | newer | {"HF_TOKEN": "hf_new"}).offline
+    with pytest.raises(SettingsError, match="token in HF_TOKEN holds"):
+        Hub.from_environment(older | newer)
+    with pytest.raises(SettingsError, match="token in HUGGING_FACE_HUB_TOKEN holds"):
+        Hub.from_environment(older | {"HUGGING_FACE_HUB_TOKEN": "hf\nold"})
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The wire to a model hub: what a repository holds, and byte ranges of its files.
 
 The variables are those of Hugging Face's own client: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_CACHE and
-HF_HUB_OFFLINE; proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, and SSL_CERT_FILE names other certificates. The token
-goes to the endpoint itself and to nobody else, whatever redirects say, and into no message.
+HF_HUB_OFFLINE, some of which have older names too; proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, and SSL_CERT_FILE
+names other certificates. The token goes to the endpoint itself and to nobody else, whatever redirects say, and into no message.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class Hub:
         Raises:
             SettingsError: a variable or the token's file is not good.
         """
-        offline = environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        told = environment.get("HF_HUB_OFFLINE") or environment.get("TRANSFORMERS_OFFLINE", "")
+        offline = told.upper() in ("1", "ON", "YES", "TRUE")
         caches = environment.get("XDG_CACHE_HOME") or "~/.cache"
         home = _path(environment.get("HF_HOME") or f"{caches}/huggingface")
         endpoint = (environment.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
@@ -102,8 +103,11 @@ class Hub:
             good = False
         if not good:
             raise SettingsError(f"HF_ENDPOINT must be an address such as https://huggingface.co, not {endpoint!r}.")
-        token, source = environment.get("HF_TOKEN", ""), "HF_TOKEN"
-        if not token:
+        for source in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            token = environment.get(source, "")
+            if token:
+                break
+        else:
             file = _path(environment.get("HF_TOKEN_PATH") or str(home / "token"))
             source = str(file)
             try:
@@ -114,7 +118,7 @@ class Hub:
                 raise SettingsError(f"The token in {file} cannot be read: {type(error).__name__}.") from None
         if not re.fullmatch(r"[!-~]*", token.strip()):  # it would break the header, and the message would show it
             raise SettingsError(f"The token in {source} holds characters that no token has. Copy it anew.")
-        cache = _path(environment.get("HF_HUB_CACHE") or str(home / "hub"))
+        cache = _path(environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or str(home / "hub"))
         return cls(endpoint, token.strip(), cache, offline=offline)
 
     def list_files(self, repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
