@@ -6,14 +6,15 @@ The source has the shapes of Z-Image Turbo in diffusers' layout (transformer in 
 space: its values are a hole, and read as zeros. So are most of those that are written; their blocks are given back while more
 come, so that 20 GB fit on a disk with room for a few. That changes no byte: all files are hashed again at the end, against what
 was noted while they were written. Memory does not depend on values. Time does on the disk: the seconds here are those of the
-work and of a page cache. Adds to ``results/convert.json``, by precision, with the layers that there were. Linux only, with
-util-linux's fallocate.
+work and of a page cache. Adds to ``results/convert.json``, by precision, with the layers that there were. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -29,6 +30,12 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 BLOCK = 2**20
 """Bytes. Zeros are looked for in whole blocks of this size."""
+
+ZEROS = bytes(BLOCK)
+PUNCH = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+
+fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 def make_source(folder: Path, layers: int, encoder_layers: int) -> None:
@@ -75,10 +82,11 @@ class Holes:
         for path in files:
             name = path.relative_to(self.folder).as_posix()
             begin, end = self.dug.get(name, 0), path.stat().st_size // BLOCK * BLOCK
-            if end > begin:
-                command = ["fallocate", "--dig-holes", "--offset", str(begin), "--length", str(end - begin), str(path)]
-                subprocess.run(command, check=True)
-                self.dug[name] = end
+            with path.open("r+b") as file:
+                for place in range(begin, end, BLOCK):
+                    if os.pread(file.fileno(), BLOCK, place) == ZEROS and fallocate(file.fileno(), PUNCH, place, BLOCK):
+                        raise OSError(ctypes.get_errno(), "no hole can be made", str(path))
+            self.dug[name] = end
 
 
 def main() -> None:
@@ -98,7 +106,7 @@ def main() -> None:
             [*command, "--precision", chosen.precision, "--json"], stdout=subprocess.PIPE, text=True
         ) as process:
             while process.poll() is None:
-                with suppress(FileNotFoundError, subprocess.CalledProcessError):  # moved to its place meanwhile
+                with suppress(FileNotFoundError):  # moved to its place meanwhile
                     holes.dig()
                 time.sleep(0.5)
             assert process.stdout is not None
