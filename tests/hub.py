@@ -155,7 +155,14 @@ class HubServer:
                 if listing is not None:
                     if hub.metadata_faults:
                         fault = hub.metadata_faults.popleft()
-                        self.answer(fault.status or 200, fault.headers, b"<html>")
+                        if fault.drop_after is None:
+                            self.answer(fault.status or 200, fault.headers, b"<html>")
+                        else:
+                            self.send_response(200)
+                            self.send_header("Content-Length", "100000")
+                            self.end_headers()
+                            self.wfile.write(b"[" * fault.drop_after)
+                            self.reset()
                         return
                     self.listing(*listing.groups())
                     return
@@ -225,9 +232,13 @@ class HubServer:
                         time.sleep(hub.pause)
                 if fault.stall_after is not None:
                     hub.released.wait(60)
-                if stop < end:  # a reset, as from a router that forgot the connection
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.connection.close()
-                    self.close_connection = True
+                if stop < end:
+                    self.reset()
+
+            def reset(self) -> None:
+                """Breaks the connection as a router does that forgot it."""
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                self.close_connection = True
 
         return Handler

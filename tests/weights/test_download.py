@@ -274,9 +274,20 @@ def test_progress_never_exceeds_its_total(server: HubServer, card: ModelCard) ->
 def test_dropped_connections_go_on_where_they_broke(server: HubServer, card: ModelCard, seed: int) -> None:
     numbers = random.Random(seed)
     for path in (TRANSFORMER, VAE, "tokenizer/tokenizer.json"):
-        server.faults[path].extend(Fault(drop_after=numbers.randrange(60_000)) for _ in range(8))
+        server.faults[path].extend(Fault(drop_after=numbers.randrange(20_000)) for _ in range(20))
     run(card)
     check_whole(card.folder)
+    dropped = sum(request.sent < request.asked for request in server.requests)
+    assert dropped >= 20, "80 and more over the seeds"
+
+
+def test_a_list_of_files_that_breaks_off_is_asked_for_again(server: HubServer, card: ModelCard) -> None:
+    server.metadata_faults.extend([Fault(drop_after=0), Fault(drop_after=300)])
+    run(card)
+    check_whole(card.folder)
+    server.metadata_faults.extend(Fault(drop_after=after) for after in (1, 20, 300))
+    with pytest.raises(HubError, match=r"The list of files of .* did not arrive: 127\.0\.0\.1.*3 times in a row"):
+        plan_of(card)
 
 
 def test_a_connection_that_always_drops_is_given_up(server: HubServer, card: ModelCard) -> None:
@@ -958,6 +969,17 @@ def test_redirects_that_lead_nowhere(server: HubServer, card: ModelCard, target:
     server.metadata_faults.extend(Fault(status=302, headers={"Location": target}) for _ in range(40))
     with pytest.raises(HubError):
         plan_of(card)
+
+
+def test_a_repository_that_was_renamed(server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub leads to its new name, at the same place, where the token goes too."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    server.token = "hf_secret"
+    server.metadata_faults.append(
+        Fault(status=307, headers={"Location": f"/api/models/{REPO}/revision/main?blobs=true"})
+    )
+    run(replace(card, download=replace(source_of(card), revision="old")))
+    check_whole(card.folder)
 
 
 def test_a_sign_in_page_is_no_list(server: HubServer, card: ModelCard) -> None:
