@@ -124,6 +124,9 @@ class HubServer:
             def log_message(self, *_arguments: object) -> None:
                 pass
 
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
             def do_GET(self) -> None:
                 path = unquote(urlsplit(self.path).path)
                 request = Request(name, path, {key.lower(): value for key, value in self.headers.items()})
@@ -142,7 +145,8 @@ class HubServer:
                 for key, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(key, value)
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
             def front(self, request: Request, path: str) -> None:
                 if hub.refusal is not None:
@@ -166,6 +170,10 @@ class HubServer:
                         return
                     self.listing(*listing.groups())
                     return
+                tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([0-9a-f]{40})", path)
+                if tree is not None:
+                    self.tree(*tree.groups())
+                    return
                 resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", path)
                 repo, commit, file = resolve.groups() if resolve else ("", "", "")
                 data = hub.commits.get((repo, commit), {}).get(file)
@@ -176,7 +184,17 @@ class HubServer:
                     linked = {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))}
                     self.answer(302, {"Location": place, "X-Repo-Commit": commit, **linked})
                 else:
-                    self.content(request, file, data)
+                    self.content(request, file, data, {"X-Repo-Commit": commit, "ETag": f'"{git_sha1(data)}"'})
+
+            def tree(self, repo: str, commit: str) -> None:
+                """What Hugging Face's client asks for in place of a listing."""
+                entries: list[dict[str, Any]] = []
+                for file, data in hub.commits[repo, commit].items():
+                    entry: dict[str, Any] = {"type": "file", "path": file, "size": len(data), "oid": git_sha1(data)}
+                    if file.endswith(".safetensors"):
+                        entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}
+                    entries.append(entry)
+                self.answer(200, {"Content-Type": "application/json"}, json.dumps(entries).encode())
 
             def listing(self, repo: str, revision: str) -> None:
                 commit = hub.branches.get((repo, revision))
@@ -195,7 +213,7 @@ class HubServer:
                 document = {"id": repo, "sha": commit, "siblings": siblings + hub.extra_siblings}
                 self.answer(200, {"Content-Type": "application/json"}, json.dumps(document).encode())
 
-            def content(self, request: Request, file: str, data: bytes) -> None:
+            def content(self, request: Request, file: str, data: bytes, headers: dict[str, str] | None = None) -> None:
                 fault = hub.faults[file].popleft() if hub.faults[file] else Fault()
                 if fault.status is not None:
                     self.answer(fault.status, fault.headers)
@@ -208,10 +226,13 @@ class HubServer:
                     self.send_header("Content-Range", f"bytes {start}-{end - 1}/{fault.length or len(data)}")
                 else:
                     self.send_response(200)
-                request.asked = end - start
                 self.send_header("Content-Length", str(fault.length or end - start))
-                self.send_header("ETag", f'"{sha256(data)}"')
+                for key, value in (headers or {"ETag": f'"{sha256(data)}"'}).items():
+                    self.send_header(key, value)
                 self.end_headers()
+                if self.command == "HEAD":
+                    return
+                request.asked = end - start
                 if fault.corrupt_at is not None:
                     data = data[: fault.corrupt_at] + bytes([data[fault.corrupt_at] ^ 1]) + data[fault.corrupt_at + 1 :]
                 stop = end

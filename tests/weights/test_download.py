@@ -766,6 +766,22 @@ def test_complete_files_of_the_cache_are_linked(
     assert not (card.folder / VAE).is_symlink()
 
 
+def test_what_the_real_client_has_fetched(server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's own client and this hub understand each other, and what it leaves is not fetched again."""
+    client = "import sys, huggingface_hub; huggingface_hub.snapshot_download(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", client, REPO], capture_output=True, check=True)
+    before = server.sent()
+    assert before >= sum(map(len, (MODEL | OTHERS).values()))
+    assert {file.place for file in run(card).files} == {"cached"}
+    check_whole(card.folder)
+    shutil.rmtree(card.folder)
+    asked = len(server.requests)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert {file.place for file in run(card).files} == {"cached"}
+    check_whole(card.folder)
+    assert (server.sent(), len(server.requests) - asked) == (before, 0)
+
+
 def test_a_cache_on_another_disk_is_linked_by_name(
     server: HubServer, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
