@@ -638,6 +638,20 @@ def test_where_a_style_is_from(tmp_path: Path) -> None:
     assert pinned == LoraSource("a/b", "x/flat.safetensors", "v1", "MIT", PIN)
 
 
+def test_two_styles_of_one_place(tmp_path: Path) -> None:
+    """The same file in two styles is fetched once; two files in one place are refused."""
+    values = with_source()
+    again = {"title": {"en": "Again"}, "source": dict(values["styles"]["flat"]["source"])}
+    values["styles"]["again"] = again
+    assert len(ModelCard.read(card_file(tmp_path, values)).styles) == 2
+    again["source"]["repo"] = "c/d"
+    assert "styles.again.source is another than that of a style before it" in refusal(card_file(tmp_path, values))
+    again["lora"] = "verified.json"
+    assert "styles.again.lora must be a .safetensors file where it has a source" in refusal(card_file(tmp_path, values))
+    again["lora"] = "loras/again.safetensors"
+    assert ModelCard.read(card_file(tmp_path, values)).styles["again"].lora == "loras/again.safetensors"
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -331,6 +331,13 @@ def _card(table: Table, folder: Path) -> ModelCard:
         raise CardError(
             "Two of the styles' LoRAs are called alike, in different folders. Requests name them by their files' names."
         )
+    sources: dict[str | None, LoraSource] = {}
+    for name, style in card.styles.items():
+        if style.source is not None and sources.setdefault(style.file, style.source) != style.source:
+            raise CardError(
+                f"styles.{name}.source is another than that of a style before it, and both go to {style.file}. Give one "
+                'another place, such as lora = "loras/other.safetensors".'
+            )
     for part in card.download.parts if card.download else ():
         if part not in card.parts:
             raise CardError(f"download.parts.{part} is none of the model's parts. They are {', '.join(card.parts)}.")
@@ -419,9 +426,10 @@ def _style(table: Table) -> Style:
     for key, file in (("lora", style.lora), ("checkpoint", style.checkpoint)):
         if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts):
             raise CardError(f"{table.where}{key} must lie below the card's folder, not at {file!r}.")
-    if source is not None and style.checkpoint is not None and not style.checkpoint.endswith(".safetensors"):
+    if source is not None and style.file is not None and not style.file.endswith(".safetensors"):
+        key = "lora" if style.lora else "checkpoint"
         raise CardError(
-            f"{table.where}checkpoint must be a .safetensors file where it has a source, which is one; not {checkpoint!r}."
+            f"{table.where}{key} must be a .safetensors file where it has a source, which is one; not {style.file!r}."
         )
     table.close()
     return style

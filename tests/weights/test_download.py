@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -220,6 +220,7 @@ def test_names_that_lead_elsewhere_are_refused(server: HubServer, card: ModelCar
 @pytest.mark.parametrize(
     "sibling", [{"rfilename": "vae/a.json"}, {"rfilename": 3, "size": 2, "blobId": git_sha1(b"")}, None,
                 {"rfilename": "vae/a.json", "size": -1, "blobId": git_sha1(b"")},
+                {"rfilename": "vae/a.json", "size": 10**400, "blobId": git_sha1(b"")},
                 {"rfilename": "vae/a.json", "size": 1, "blobId": "../../x"}],
 )  # fmt: skip
 def test_metadata_of_another_form_is_refused(server: HubServer, card: ModelCard, sibling: Any) -> None:
@@ -315,6 +316,23 @@ def test_an_address_of_storage_that_grew_old_is_asked_for_again(server: HubServe
     server.faults[VAE].append(Fault(status=403))
     run(card)
     check_whole(card.folder)
+
+
+@pytest.mark.parametrize(
+    "wait", ["9" * 5000, "soon", "-1", "Mon, 01 Jan 0001 00:00:00 +2359", "Mon, 32 Jan 99999", "\u00b2"]
+)
+def test_waits_that_mean_nothing_are_passed_over(server: HubServer, card: ModelCard, wait: str) -> None:
+    server.metadata_faults.append(Fault(status=503, headers={"Retry-After": wait}))
+    server.faults[VAE].append(Fault(status=503, headers={"Retry-After": wait}))
+    run(card)
+    check_whole(card.folder)
+
+
+@pytest.mark.parametrize("header", ["bytes 0-9/" + "9" * 5000, f"bytes {'9' * 5000}-9/10", "bytes */10", ""])
+def test_ranges_that_mean_nothing_are_refused(header: str) -> None:
+    response = SimpleNamespace(status=206, url="http://hub/x", headers={"Content-Range": header})
+    with pytest.raises(Unanswered, match="hub sent another range"):
+        hub_module._total(response, 0)
 
 
 def test_a_long_wait_is_left_to_the_user(server: HubServer, card: ModelCard) -> None:
@@ -1137,6 +1155,16 @@ def test_a_model_is_whole_without_its_styles(server: HubServer, styled: ModelCar
     check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
 
 
+def test_styles_may_share_a_lora(server: HubServer, styled: ModelCard) -> None:
+    """At another weight, or in other words. It is one file."""
+    (style,) = styled.styles.values()
+    both = replace(styled, styles=MappingProxyType({"line": style, "thin": replace(style, weight=0.5)}))
+    plan = run(both)
+    assert [file.remote.path for file in plan.files].count("loras/line.safetensors") == 1
+    check_whole(both.folder, MODEL | {"loras/line.safetensors": LORA})
+    assert server.sent("line.safetensors") == len(LORA)
+
+
 def test_a_style_that_is_not_given_out_any_more(server: HubServer, styled: ModelCard) -> None:
     """The model is fetched all the same: it does not hang on a repository of somebody else's."""
     gone = with_style(styled, repo="somebody/gone")
@@ -1155,6 +1183,9 @@ def test_a_style_that_is_not_given_out_any_more(server: HubServer, styled: Model
 def test_a_lora_that_is_not_what_the_card_says(server: HubServer, styled: ModelCard, card: ModelCard) -> None:
     with pytest.raises(DamagedFileError, match=r"v2/line\.safetensors of somebody/lines has sha256 .* pins 0000"):
         plan_of(with_style(card, sha256=64 * "0"))
+    clashing = replace(styled.styles["line"], lora=VAE)
+    with pytest.raises(DownloadError, match=rf"puts somebody/lines where the model has a file of its own, at {VAE}"):
+        plan_of(replace(styled, styles=MappingProxyType({"line": clashing})))
     with pytest.raises(DownloadError, match=r"has no v3/line\.safetensors, which a style"):
         plan_of(with_style(card, file="v3/line.safetensors"))
     run(with_style(card, sha256=sha256(LORA)))

@@ -133,7 +133,10 @@ def make_plan(
             if STYLES in parts:
                 raise
             unavailable.append((name, str(error)))
-    fetched_loras = [*found.values()]
+    fetched_loras = [*{file.path: file for file in found.values()}.values()]  # styles may share one
+    for file in fetched_loras:
+        if file.path in included:
+            raise DownloadError(f"The card puts {file.repo} where the model has a file of its own, at {file.path}.")
     if offline is not None:
         offline.check_whole({**included, **{file.path: file for file in fetched_loras}})
     wanted = [included[path] for path in sorted(included) if path.endswith(SUFFIXES)] + fetched_loras

@@ -180,8 +180,7 @@ class Hub:
             total = _total(response, start)
             if total is None and (start, end) != (0, file.size):
                 raise RangesIgnored
-            length = response.headers.get("Content-Length", "")
-            total = int(length) if total is None and length.isdecimal() else total
+            total = _decimal(response.headers.get("Content-Length", "")) if total is None else total
             if total not in (None, file.size):
                 raise Unanswered(f"{_host(response.url)} has {total} bytes in place of {file.size}")
             pace = Pace()
@@ -278,7 +277,7 @@ def _remote_file(entry: dict[str, Any]) -> RemoteFile:
     path, lfs = entry["rfilename"], entry.get("lfs")
     sha256 = lfs["sha256"] if lfs else None
     size, blob = (lfs or entry)["size"], sha256 or entry["blobId"]
-    good = isinstance(path, str) and type(size) is int and size >= 0
+    good = isinstance(path, str) and type(size) is int and 0 <= size < 2**63
     if not good or not re.fullmatch(r"[0-9a-f]{64}" if lfs else r"[0-9a-f]{40}", blob):
         raise ValueError(path)
     return RemoteFile(path, size, sha256, blob)
@@ -292,21 +291,27 @@ def _total(response: http.client.HTTPResponse, start: int) -> int | None:
     """
     if response.status == HTTPStatus.OK:
         return None
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    found = re.fullmatch(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19})", response.headers.get("Content-Range", ""))
     if response.status != HTTPStatus.PARTIAL_CONTENT or found is None or int(found[1]) != start:
         raise Unanswered(f"{_host(response.url)} sent another range than was asked for")
     return int(found[2])
+
+
+def _decimal(value: str) -> int | None:
+    """A number of bytes or seconds; None for what is none, or longer than Python cares to read."""
+    return int(value) if re.fullmatch(r"\d{1,19}", value, re.ASCII) else None
 
 
 def _retry_after(value: str | None) -> float | None:
     """Seconds to wait by a Retry-After header, which holds seconds or a date."""
     if not value:
         return None
-    if value.isdecimal():
-        return float(value)
+    seconds = _decimal(value)
+    if seconds is not None:
+        return float(seconds)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
