@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,8 +30,10 @@ def test_the_document_is_complete(server: Running) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATIONS["jobs"])
-def test_nothing_breaks_it(server: Running, name: str, examples: int) -> None:
-    check_operation(server, name, examples)
+def test_nothing_breaks_it(
+    server: Running, name: str, examples: int, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("answers", json.dumps(check_operation(server, name, examples)))
 
 
 def test_a_stream_is_as_it_is_described(server: Running) -> None:
