@@ -79,6 +79,16 @@ def test_who_is_not_let_in_is_told_so_as_it_is_described(serve: Serve, headers: 
                 assert answer.status_code != 200 or path.startswith("/health"), path
 
 
+def test_pictures_and_health_can_be_asked_after_without_a_body(server: Running) -> None:
+    server.ready()
+    picture = server.ended(server.submit(prompt="a cat")["id"])["images"][0]["url"]
+    for path in ("/health/live", "/health/ready", picture, "/"):
+        there, head = server.client.get(path), server.client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        for name in ("content-type", "content-length", "etag"):
+            assert head.headers.get(name) == there.headers.get(name), (path, name)
+
+
 @pytest.mark.parametrize("name", OPERATIONS["jobs"])
 def test_nothing_breaks_it(
     server: Running, name: str, examples: int, record_property: Callable[[str, object], None]

@@ -102,12 +102,14 @@ class Metrics:
                     self.memory[f"vram_{kind}"].labels(f"worker {place}").set(value)
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", summary="Whether the server answers")
 async def live() -> Health:
     """It does."""
     return Health(status="alive")
 
 
+@router.head("/health/ready", include_in_schema=False, response_model=Readiness)
 @router.get(
     "/health/ready", summary="Whether jobs are being drawn", responses={503: RESPONSES[503]}, response_model=Readiness
 )

@@ -309,6 +309,7 @@ def _described(event: Event) -> dict[str, Any]:
     return data
 
 
+@router.head("/images/{image}", include_in_schema=False)
 @router.get(
     "/images/{image}",
     tags=["images"],

@@ -80,6 +80,7 @@ def _sent(name: str, request: Request) -> Response:
     return Response(file.data, headers=headers, media_type=file.type)
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def index(request: Request) -> Response:
     """The page."""
