@@ -83,6 +83,9 @@ def test_formats_and_links(server: Running) -> None:
     assert linked.data[0].b64_json is None  # type: ignore[index]
     answer = server.client.get(url)
     assert Image.open(io.BytesIO(answer.content)).format == "JPEG"
+    proxied = server.openai(default_headers={"X-Forwarded-Proto": "https"})
+    behind = proxied.images.generate(prompt="a cat", response_format="url").data[0].url  # type: ignore[index]
+    assert (behind or "").startswith(server.url.replace("http:", "https:"))
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -276,9 +276,12 @@ async def read_form(request: Request, model: type[Body]) -> tuple[Body, bytes | 
 
     Raises:
         RequestValidationError: a field that is not the model's, or a bad value.
-        RequestError: several pictures, or a file in another field.
+        RequestError: no form, several pictures, or a file in another field.
         StoreFullError: the disk of temporary files, where large parts wait, is full.
     """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):  # the latter lacks but the picture
+        raise RequestError("The body must be a form: multipart/form-data with the picture as a file in image.")
     try:
         return await _read_form(request, model)
     except OSError as error:
