@@ -19,6 +19,7 @@ from typing import Any
 
 from hwaga.cards import ASSETS, CARD_FILE, INDEX_FILE, STYLE_SIGN, ModelCard
 from hwaga.errors import CheckpointError, UnknownModelError
+from hwaga.settings import Settings
 
 WEIGHT_FOLDERS = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae")
 """Where files of weights without an index are looked for, beside a model's folder itself; the names are ComfyUI's."""
@@ -58,6 +59,11 @@ def built_in_cards(models: Path) -> dict[str, ModelCard]:
 def _moved(card: ModelCard, folder: Path) -> ModelCard:
     """The card with its files in another folder."""
     return replace(card, folder=folder, files=tuple(folder / file.relative_to(card.folder) for file in card.files))
+
+
+def card_of(model: str | Path | ModelCard | None, settings: Settings) -> ModelCard:
+    """The card for a model in any way of naming one; the settings' model for None. Errors as of ``find_card``."""
+    return model if isinstance(model, ModelCard) else find_card(model or settings.model, settings.models)
 
 
 def find_card(model: str | Path, models: Path) -> ModelCard:
