@@ -122,6 +122,8 @@ def test_an_absent_lora(tmp_path: Path) -> None:
         routed("anime", card)
     for part in (str(tmp_path / "loras/flat.safetensors"), "fetch the model again", "--style-fallback"):
         assert part in str(refused.value)
+    with pytest.raises(StyleError, match=r"Put the file there; or go on"):
+        routed("anime", replace(card, source=""))
     style = routed("anime", card, fallback=True)
     assert style.loras == ()
     assert "goes without its LoRA" in style.notes[0]
