@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from hwaga.errors import CardError
 from hwaga.families.family import Family, Tokenizer
+
+if TYPE_CHECKING:
+    from hwaga.families.sdxl.family import Sdxl
+    from hwaga.families.z_image.family import ZImage
+
+    # Found by name below, where nothing would hold them to what the engine asks for.
+    _z_image: Family = ZImage()
+    _sdxl: Family = Sdxl()
 
 
 class Named(NamedTuple):
