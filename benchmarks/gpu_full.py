@@ -155,6 +155,19 @@ def timed(make: Callable[[], Any], cuda: bool) -> tuple[float, int | None, Any]:
     return seconds, torch.cuda.max_memory_allocated() - held if cuda else None, made
 
 
+def context_bytes() -> int | None:
+    """What the driver has given to this process beside the allocator's memory, if it tells processes apart."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        processes = pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(0))
+    except Exception:  # noqa: BLE001 - of a library that need not be there
+        return None
+    used = {process.pid: process.usedGpuMemory for process in processes}.get(os.getpid())
+    return used - torch.cuda.memory_reserved() if used else None
+
+
 def psnr(a: Any, b: Any) -> float:
     """Of two 8-bit pictures, in dB."""
     error = np.square(np.asarray(a, float) - np.asarray(b, float)).mean()
@@ -337,7 +350,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "z-image-random"))
     parser.add_argument("--sizes", nargs="*", default=["512x512", "1024x1024", "1344x768", "2048x2048"])
-    parser.add_argument("--batch", type=int, default=4, help="pictures at once, at 1024x1024 and below")
+    parser.add_argument("--batch", type=int, default=4, help="pictures at once, at squares of 1024x1024 and below")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
@@ -359,12 +372,16 @@ def main() -> None:
     contenders = open_contenders(folder, device, figures, engines)
     print(figures["load"], flush=True)
     figures["pictures"] = {}
+    few = min(arguments.runs, 2)  # of what takes many seconds
     for size in sizes:
         for batch in (1, arguments.batch):
-            if batch > 1 and size[0] * size[1] > 1024 * 1024:
+            large = size[0] * size[1] > 1.1 * 1024 * 1024
+            if batch > 1 and (large or size[0] != size[1]):
                 continue
             name = f"{size[0]}x{size[1]}" + (f", {batch} at once" if batch > 1 else "")
-            rows: dict[str, Any] = compared(contenders, size, batch, arguments.runs if batch == 1 else 2, cuda)  # type: ignore[arg-type]
+            rows: dict[str, Any] = compared(
+                contenders, size, batch, few if batch > 1 or large else arguments.runs, cuda
+            )  # type: ignore[arg-type]
             if cuda and batch == 1 and not arguments.tiny:
                 rows["floor"] = floors(size, rows)  # type: ignore[arg-type]
             figures["pictures"][name] = rows

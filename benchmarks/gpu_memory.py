@@ -29,7 +29,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 import numpy as np
 import torch
 from diffusers import ZImageTransformer2DModel
-from gpu_full import PROMPT, HostWatch, open_diffusers, timed, write_checkpoint
+from gpu_full import PROMPT, HostWatch, context_bytes, open_diffusers, timed, write_checkpoint
 from gpu_lora import write_lora
 from PIL import Image
 from report import write_report
@@ -223,9 +223,8 @@ def main() -> None:
     figures: dict[str, Any] = {"weights": "tiny" if arguments.tiny else "full size, random, bfloat16"}
     process = process_memory()
     figures["rss_anon_before_mib"] = round((process.rss_anon if process else 0) / 2**20)
-    if device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        figures["context_mib"] = round((total - free - torch.cuda.memory_reserved()) / 2**20)
+    if device == "cuda" and (context := context_bytes()):
+        figures["context_mib"] = round(context / 2**20)
     sizes = {"256x256": (256, 256, 1), "256x256 x2": (256, 256, 2)} if arguments.tiny else SIZES
     figures["caps_gib"] = {}
     for cap in [] if arguments.only == "loading" else arguments.caps:
@@ -235,9 +234,8 @@ def main() -> None:
                    if rows["pictures"][name].get("tile") is None}) == 1
         for name in next(iter(figures["caps_gib"].values()), {"pictures": {}})["pictures"]
     }  # fmt: skip
-    if device == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        figures["context_after_mib"] = round((total - free - torch.cuda.memory_reserved()) / 2**20)
+    if device == "cuda" and (context := context_bytes()):
+        figures["context_after_mib"] = round(context / 2**20)
     print(json.dumps(figures, indent=1))
     if not arguments.tiny and arguments.only != "loading":
         print(write_report("gpu_memory", figures))

@@ -38,11 +38,13 @@ def _where() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    # A machine that was sent the files alone is told which commit they are, and has nothing to compare them with.
+    told = os.environ.get("BENCHMARK_COMMIT")
+    changes = None if told else bool(_git("status", "--porcelain", "--", ":/src", ":/benchmarks/*.py"))
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        # A machine that was sent the files alone is told which commit they are.
-        "commit": os.environ.get("BENCHMARK_COMMIT") or _git("rev-parse", "--short=12", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--", ":/src", ":/benchmarks/*.py")),
+        "commit": told or _git("rev-parse", "--short=12", "HEAD"),
+        "uncommitted_changes": changes,
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpu": gpu,
