@@ -195,6 +195,8 @@ def main() -> None:
     random_weights.add_argument("--full-size", action="store_true", help="random weights of the full size")
     random_weights.add_argument("--tiny", action="store_true", help="random weights of small networks")
     arguments = parser.parse_args()
+    if arguments.pictures < 2 * WARM:
+        parser.error(f"--pictures must be at least {2 * WARM}: the first {WARM} are what the others are held against")
     from report import write_report
 
     with ExitStack() as stack:
