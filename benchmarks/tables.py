@@ -1,9 +1,10 @@
-"""Puts what was measured into docs/performance.md, and draws it.
+"""Puts what was measured into the documents, and draws it.
 
     python benchmarks/tables.py [--check]
 
-Between ``<!-- NAME -->`` and ``<!-- end -->`` the document holds what this script makes of ``results/*.json``, so that no
-figure in it is anybody's memory. ``--check`` changes nothing, and fails where the document says something else.
+Between ``<!-- NAME -->`` and ``<!-- end -->`` README.md, docs/performance.md and docs/memory.md hold what this script makes of
+``results/*.json``, so that no figure there is anybody's memory. ``--check`` changes nothing, and fails where a document says
+something else.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-DOCUMENT = ROOT / "docs/performance.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs/performance.md", ROOT / "docs/memory.md")
 PLOT = ROOT / "docs/images/performance.svg"
 
 H100 = {"bf16": 989.0, "fp8": 1979.0, "bandwidth": 3350.0}
@@ -76,6 +77,25 @@ def pictures(full: dict[str, Any]) -> str:
         "beside weights",
         "energy",
     ]
+    return table(head, rows)
+
+
+def in_short(full: dict[str, Any]) -> str:
+    """One picture at a time, for the README."""
+    rows = []
+    for size, found in full["pictures"].items():
+        if "at once" in size:
+            continue
+        both = found["hwaga bfloat16"], found["hwaga fp8"]
+        engines = (*both, *(row for name, row in found.items() if name.startswith("diffusers")))
+        rows.append(
+            [
+                size.replace("x", "×"),
+                *(f"{row['median']:.2f} s" for row in engines),
+                " / ".join(f"{row['psnr_db_to_diffusers']:.1f}" for row in both) + " dB",
+            ]
+        )
+    head = ["size", "Hwaga", "Hwaga, fp8", "diffusers", "diffusers, compiled", "pictures agree to, bfloat16 / fp8"]
     return table(head, rows)
 
 
@@ -182,7 +202,36 @@ def families(found: dict[str, Any]) -> str:
     rows.append(
         ["Z-Image Turbo, times faster than SDXL", f"{found['side_by_side']['times_faster']['median']:.2f}×", ""]
     )
-    return table(["1024×1024", "median", "of two runs"], rows)
+    return table(["1024×1024", "median", f"of {ours['runs']} runs"], rows)
+
+
+def turns(found: dict[str, Any]) -> str:
+    """Two models that take turns under caps of memory."""
+    rows = []
+    for cap, under in found["caps_gib"].items():
+        for name, row in under["models"].items():
+            least, most = row["measured_of_predicted"]
+            rows.append(
+                [
+                    cap if cap == "none" else f"{cap} GiB",
+                    name,
+                    seconds(row["changed"]["median"]),
+                    seconds(row["stayed"]["median"]),
+                    f"{row['leaves_gib'][-1]:.1f} / {row['stays_gib'][-1]:.1f} GiB",
+                    f"{row['predicted_gib']:.2f} GiB",
+                    f"{least * 100:.1f}–{most * 100:.1f}%",
+                ]
+            )
+    head = [
+        "GPU memory",
+        "draws",
+        "after a change",
+        "the next one",
+        "of the other, leaves / stays",
+        "peak, foretold",
+        "measured of it",
+    ]
+    return table(head, rows)
 
 
 def on_an_l4() -> str:
@@ -223,7 +272,7 @@ def draw(full: dict[str, Any]) -> str:
     sizes = [(size, found) for size, found in full["pictures"].items() if "at once" not in size]
     colours = ("#2f6f4f", "#6fb08a", "#8a8f98", "#c2c6cc")
     wide, bar, left = 760, 18, 92
-    parts, y = [], 34
+    parts, y = [], 52
     for size, found in sizes:
         rows = [(name, row) for name, row in found.items() if name != "floor"]
         longest = max(row["median"] for _, row in rows)
@@ -232,20 +281,20 @@ def draw(full: dict[str, Any]) -> str:
             length = row["median"] / longest * (wide - left - 300)
             parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 4}" fill="{colour}"/>')
             parts.append(f'<text x="{left + length + 6:.1f}" y="{y + 11}">{escape(name)}: {row["median"]:.3f} s</text>')
+            floor = found.get("floor", {}).get(name)
+            if floor:
+                at = left + floor["median"] / longest * (wide - left - 300)
+                parts.append(
+                    f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y - 1}" y2="{y + bar - 3}" stroke="#f2c14e" stroke-width="2"/>'
+                )
             y += bar
-        if "floor" in found:
-            at = left + found["floor"]["hwaga bfloat16"]["median"] / longest * (wide - left - 300)
-            top = y - bar * len(rows)
-            parts.append(
-                f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{top - 3}" y2="{y}" stroke="#b5432b" stroke-dasharray="3 2"/>'
-            )
         y += 16
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {y}" width="{wide}" height="{y}" '
         'font-family="system-ui, sans-serif" font-size="12" role="img" aria-label="Seconds for one picture">'
         f'<rect width="{wide}" height="{y}" fill="#ffffff"/>'
-        '<text x="8" y="20" font-size="14" font-weight="600">Seconds for one picture, prompt to pixels; dashed: products and '
-        "attention of the denoising alone, in bfloat16</text>"
+        '<text x="8" y="20" font-size="14" font-weight="600">Seconds for one picture, prompt to pixels</text>'
+        '<text x="8" y="38">Yellow: the products and the attention of its denoising alone, timed in the same run</text>'
     )
     return head + "".join(parts) + "</svg>\n"
 
@@ -256,6 +305,7 @@ def sections() -> dict[str, str]:
     if "floor" in str(full.get("pictures")):
         made["pictures"], made["phases"] = pictures(full), phases(full)
         made["where gpu_full"] = where("gpu_full")
+        made["in short"] = in_short(full)
         made["l4"] = on_an_l4()
     made["where gpu_profile"] = where("gpu_profile", "gpu_profile_fp8", "gpu_vae")
     for name in ("gpu_profile", "gpu_profile_fp8"):
@@ -265,6 +315,8 @@ def sections() -> dict[str, str]:
     if results("gpu_sdxl"):
         made["sdxl"], made["families"] = sdxl(results("gpu_sdxl")), families(results("gpu_sdxl"))
         made["where gpu_sdxl"] = where("gpu_sdxl")
+    if results("gpu_turns"):
+        made["turns"] = turns(results("gpu_turns"))
     if results("gpu_kernels"):
         made["operations"] = operations(results("gpu_kernels"))
     return made
@@ -274,23 +326,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    before = after = DOCUMENT.read_text(encoding="utf-8")
-    made = sections()
-    for name in re.findall(r"<!-- (?!end)(.+?) -->", before):
-        if name not in made:
-            sys.exit(f"No result makes the section {name!r} of {DOCUMENT.name}.")
-        between = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        after = between.sub(lambda found, name=name: f"{found[1]}{made[name]}\n{found[2]}", after)
-    shown = f"images/{PLOT.name}" in before
-    plot = draw(results("gpu_full")) if shown else ""
-    if arguments.check:
-        if after != before or (shown and PLOT.read_text(encoding="utf-8") != plot):
-            sys.exit(f"{DOCUMENT.name} or its plot is not what the results say. Run python benchmarks/tables.py.")
-        return
-    DOCUMENT.write_text(after, encoding="utf-8")
-    if shown:
-        PLOT.write_text(plot, encoding="utf-8")
-    print(DOCUMENT)
+    made, wrong = sections(), []
+    for document in DOCUMENTS:
+        before = after = document.read_text(encoding="utf-8")
+        for name in re.findall(r"<!-- (?!end)(.+?) -->", before):
+            if name not in made:
+                sys.exit(f"No result makes the section {name!r} of {document.name}.")
+            between = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+            after = between.sub(lambda found, name=name: f"{found[1]}{made[name]}\n{found[2]}", after)
+        texts = {document: after}
+        if f"images/{PLOT.name}" in before:
+            texts[PLOT] = draw(results("gpu_full"))
+        for path, text in texts.items():
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                wrong.append(path.name)
+                if not arguments.check:
+                    path.write_text(text, encoding="utf-8")
+    if arguments.check and wrong:
+        sys.exit(f"{', '.join(wrong)} say something else than the results. Run python benchmarks/tables.py.")
+    print("Changed:", ", ".join(wrong) or "nothing")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from PIL import Image
 
 from hwaga.errors import ImageFileError
 from hwaga.image_file import read_settings
-from hwaga.server.jobs import TERMINAL
+from hwaga.server.jobs import MAX_RETRIES, TERMINAL
 
 PATIENCE = float(os.environ.get("HWAGA_TEST_PATIENCE", "180"))
 """Seconds after which what should have happened counts as never going to. More of them suit a machine that is busy besides."""
@@ -195,7 +195,7 @@ class Crowd:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._abandoned = False
-        self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(clients)]
+        self._threads = [threading.Thread(target=self._try, args=(number,)) for number in range(clients)]
 
     def __enter__(self) -> Crowd:
         for thread in self._threads:
@@ -226,6 +226,12 @@ class Crowd:
                         if answer.status_code != 200 or not path.exists() or answer.content != path.read_bytes():
                             self.faults.append(f"A picture of key {key} is not served as it lies on the disk.")
 
+    def _try(self, number: int) -> None:
+        try:
+            self._run(number)
+        except Exception as error:  # noqa: BLE001 - a client that breaks must not look like one that has nothing to complain of
+            self.faults.append(f"Client {number} failed: {error!r}")
+
     def _run(self, number: int) -> None:
         with httpx2.Client(base_url=self._served.url, timeout=60) as client:
             sent: list[Asked] = []
@@ -241,7 +247,7 @@ class Crowd:
                 if chance.random() < 0.1:
                     asked.cancelled = True
                     with contextlib.suppress(httpx2.TransportError):
-                        client.delete(f"/v1/jobs/{next(iter(asked.ids))}")
+                        self._expect(client.delete(f"/v1/jobs/{next(iter(asked.ids))}"))
                 while not self._stopping.is_set() and len(sent) >= self._ahead:
                     sent = [waiting for waiting in sent if not self._look(client, waiting)]
                     self._stopping.wait(0.1)
@@ -290,13 +296,21 @@ class Crowd:
                 return False
             if answer.status_code == 404:
                 self.faults.append(f"Job {job} was accepted, and is not there any more.")
-            elif answer.status_code != 200:
+            elif not self._expect(answer):
                 ended = False
             elif (status := answer.json()["status"]) in TERMINAL:
                 asked.ends.add(status)
             else:
                 ended = False
         return ended
+
+    def _expect(self, answer: httpx2.Response) -> bool:
+        """Whether an answer about a job that was accepted is one. A server that starts or stops may say 503, and no more."""
+        if answer.status_code not in (200, 503):
+            self.faults.append(
+                f"{answer.request.method} {answer.request.url} was answered {answer.status_code}: {answer.text}"
+            )
+        return answer.status_code == 200
 
     def _count(self, answer: str) -> None:
         with self._lock:
@@ -355,7 +369,8 @@ def _reached(aim: str, stream: httpx2.Response) -> bool:
 
 def after_death(folder: Path) -> dict[str, int]:
     """What a server left, read from a copy, so that it is the next start that recovers the database: jobs that ran, by how far
-    they were; jobs that wait; attempts that were lost so far; picture files that no row names; whether the database is damaged.
+    they were; jobs that wait, and those of them that were begun and given back; attempts that were lost so far; picture files
+    that no row names; whether the database is damaged.
     """
     with tempfile.TemporaryDirectory() as temporary:
         for path in folder.glob("jobs.sqlite3*"):
@@ -364,7 +379,9 @@ def after_death(folder: Path) -> dict[str, int]:
         with closing(sqlite3.connect(Path(temporary) / "jobs.sqlite3")) as db:
             damaged = db.execute("PRAGMA integrity_check").fetchall() != [("ok",)]
             running = db.execute("SELECT step, total FROM jobs WHERE status = 'running'").fetchall()
-            waiting, lost = db.execute("SELECT sum(status = 'queued'), sum(lost) FROM jobs").fetchone()
+            waiting, given_back, lost = db.execute(
+                "SELECT sum(status = 'queued'), sum(status = 'queued' AND attempt > lost), sum(lost) FROM jobs"
+            ).fetchone()
             known = {name for (name,) in db.execute("SELECT id FROM pictures")}
     files = [path for role in ("results", "sources") for path in (folder / role).glob("*/*")]
     return {
@@ -374,14 +391,20 @@ def after_death(folder: Path) -> dict[str, int]:
         "after the last step": sum(0 < step == total for step, total in running),
         "nothing running": not running,
         "waiting": waiting or 0,
+        "given back": given_back or 0,
         "lost": lost or 0,
         "files without a row": sum(path.name.removesuffix(".png") not in known for path in files),
     }
 
 
-def examine(folder: Path, asked: dict[str, Asked]) -> list[str]:
+def examine(folder: Path, asked: dict[str, Asked], *, losses: int | None = 0) -> list[str]:
     """What is wrong in a data folder whose server was stopped, given what clients asked for and were told. Jobs without an
     idempotency key, which clients may have left, must have ended too.
+
+    Args:
+        folder: the server's.
+        asked: by idempotency key.
+        losses: most attempts that may have been lost: as many as jobs may have run when something was killed. None: any.
     """
     faults = []
     with closing(sqlite3.connect(folder / "jobs.sqlite3")) as db:
@@ -401,8 +424,14 @@ def examine(folder: Path, asked: dict[str, Asked]) -> list[str]:
     for row in jobs.values():
         if row["status"] not in TERMINAL:
             faults.append(f"Job {row['id']} is {row['status']}, and nothing draws it.")
-        if row["status"] == "failed" and row["error_type"] != "WorkerError":
-            faults.append(f"Job {row['id']} failed: {row['error_type']}: {row['error_message']}")
+        if row["status"] == "failed" and (row["error_type"] != "WorkerError" or row["lost"] < MAX_RETRIES):
+            faults.append(
+                f"Job {row['id']} failed: {row['error_type']}: {row['error_message']} ({row['lost']} attempts were lost before)"
+            )
+    # The last loss of a job that is given up is its end, and is not counted in its row.
+    lost = sum(row["lost"] + (row["error_type"] == "WorkerError") for row in jobs.values())
+    if losses is not None and lost > losses:
+        faults.append(f"{lost} attempts were lost, where {losses} at most can have been.")
     for key, told in asked.items():
         if len(told.ids) != 1:
             faults.append(f"Key {key} stands for {len(told.ids)} jobs.")

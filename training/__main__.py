@@ -14,7 +14,7 @@ from training.batches import Writer
 from training.evaluate import evaluate
 from training.fetch import fetch
 from training.judge_file import write_judge
-from training.phases import PHASES, judge, train_phases
+from training.phases import PHASES, judge, loras, train_phases
 from training.recipe import Recipe
 from training.session import Session, in_processes
 from training.tokenizer import train_tokenizer
@@ -121,8 +121,9 @@ def _captions(arguments: argparse.Namespace, recipe: Recipe) -> None:
 def _train(arguments: argparse.Namespace, recipe: Recipe) -> None:
     session = _session(arguments, recipe)
     wanted = getattr(arguments, "phases", None) or PHASES
-    if unknown := set(wanted) - set(PHASES):
-        raise SystemExit(f"Unknown phases {', '.join(sorted(unknown))}; there are {', '.join(PHASES)}.")
+    known = (*PHASES, *map(loras.name_of, recipe.loras.styles))
+    if unknown := set(wanted) - set(known):
+        raise SystemExit(f"Unknown phases {', '.join(sorted(unknown))}; there are {', '.join(known)}.")
     processes = arguments.processes or (torch.cuda.device_count() if arguments.device == "cuda" else 1)
     in_processes(partial(train_phases, tuple(wanted), arguments.seconds), session, processes)
 

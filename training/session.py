@@ -197,7 +197,10 @@ class Progress:
         if self.session.rank == 0:
             entry = {"done": self.done, "steps": self.steps, "seconds": self.seconds}
             table = {**self._table(), self.name: entry}
-            (self.session.run / "progress.json").write_text(json.dumps(table, indent=1) + "\n")
+            # Whole at any time: phases that need nothing of one another may be trained side by side, one process each.
+            new = self.session.run / f"progress-{os.getpid()}.json"
+            new.write_text(json.dumps(table, indent=1) + "\n")
+            new.replace(self.session.run / "progress.json")
 
     def _table(self) -> dict[str, Any]:
         path = self.session.run / "progress.json"

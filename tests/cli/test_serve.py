@@ -89,6 +89,31 @@ def test_from_a_start_to_an_end(tmp_path: Path) -> None:
         assert process.wait(60) == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="what a process has loaded shows in /proc")
+def test_the_process_that_answers_never_loads_torch(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path / "log", "--device", "cpu") as (process, url),
+        httpx2.Client(base_url=url, timeout=60) as client,
+    ):
+        asked = {"prompt": "a red apple", "style": "anime", "industry": "auto", "lora": ["line:0.5"]}
+        picture = client.post("/v1/images/generations", json={**asked, "steps": 1, "response_format": "url"}).json()[
+            "data"
+        ][0]
+        assert client.post("/v1/prompts/compose", json={"prompt": "a cat"}).status_code == 200
+        edited = client.post(
+            "/v1/images/edits",
+            data={"prompt": "a cat", "steps": 1},
+            files={"image": client.get(picture["url"]).content},
+        )
+        assert edited.status_code == 200
+        for path in ("/v1/plan", "/v1/status", "/v1/styles", "/v1/loras", "/v1/jobs", "/metrics", "/openapi.json"):
+            assert client.get(path).status_code == 200
+        proc = Path("/proc")
+        (worker,) = (proc / f"{process.pid}/task/{process.pid}/children").read_text().split()
+        has_torch = ["libtorch" in (proc / f"{pid}/maps").read_text() for pid in (process.pid, worker)]
+        assert has_torch == [False, True]
+
+
 def test_workers_keep_to_what_they_are_given(tmp_path: Path) -> None:
     arguments = ("--device", "cpu", "--precision", "int8", "--ram", "1MiB")
     with serving(tmp_path / "log", *arguments) as (_, url), httpx2.Client(base_url=url, timeout=60) as client:

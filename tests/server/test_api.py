@@ -262,6 +262,7 @@ def test_bad_bodies(server: Running) -> None:
     refused(
         post(GENERATIONS, content='{"prompt": "x"}', headers={"Content-Type": "text/plain"}), 400, "application/json"
     )
+    refused(post(EDITS, json={"prompt": "x", "image": "https://elsewhere/a.png"}), 400, "multipart/form-data")
     refused(post(EDITS, data={"prompt": "x"}), 400, "image is missing", param="image")
     refused(post(EDITS, data={"prompt": "x", "image": "x"}), 400, "must be a file", param="image")
     refused(post(EDITS, content=b"x", headers={"Content-Type": "multipart/form-data"}), 400)

@@ -55,7 +55,7 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
             crowd.settle()
         assert served.terminate() == 0
     assert crowd.faults == []
-    assert examine(served.folder, crowd.asked) == []
+    assert examine(served.folder, crowd.asked, losses=None) == []  # on a busy machine a lease of a second may end too
     assert any(asked.ends == {"succeeded"} for asked in crowd.asked.values())
 
     # And it would have been seen.
@@ -70,7 +70,7 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
             db.execute("DROP TRIGGER an_end_is_final")
             change(copy, db)
             db.commit()
-        faults = examine(copy, asked)
+        faults = examine(copy, asked, losses=1000)
         shutil.rmtree(copy)
         return "\n".join(faults)
 
@@ -90,6 +90,13 @@ def test_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
         lambda _, db: db.execute(f"UPDATE jobs SET status = 'running' WHERE id = {one}")
     )
     assert "clients saw" in broken(lambda _, db: db.execute(f"UPDATE jobs SET status = 'failed' WHERE id = {one}"))
+    failed = f"UPDATE jobs SET status = 'failed', error_type = 'WorkerError', error_message = '' WHERE id = {one}"
+    assert "(0 attempts were lost before)" in broken(
+        lambda _, db: db.execute(failed.replace("status =", "lost = 0, status =", 1))
+    )
+    assert "1001 attempts were lost" in broken(
+        lambda _, db: db.execute("UPDATE jobs SET lost = 1001 * (number = (SELECT min(number) FROM jobs))")
+    )
     assert "is gone" in broken(lambda _, db: db.execute(f"DELETE FROM jobs WHERE id = {one}"))
     assert "pictures, not" in broken(lambda _, db: db.execute(f"DELETE FROM pictures WHERE job = {one}"))
     assert "which nobody was told of" in broken(

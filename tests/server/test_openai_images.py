@@ -83,6 +83,9 @@ def test_formats_and_links(server: Running) -> None:
     assert linked.data[0].b64_json is None  # type: ignore[index]
     answer = server.client.get(url)
     assert Image.open(io.BytesIO(answer.content)).format == "JPEG"
+    proxied = server.openai(default_headers={"X-Forwarded-Proto": "https"})
+    behind = proxied.images.generate(prompt="a cat", response_format="url").data[0].url  # type: ignore[index]
+    assert (behind or "").startswith(server.url.replace("http:", "https:"))
 
 
 @pytest.mark.parametrize("several", [False, True])
@@ -190,7 +193,7 @@ def test_failures_of_the_server_and_in_a_stream(server: Running) -> None:
 def test_a_wrong_key_and_a_full_queue(serve: Serve, tmp_path: Path) -> None:
     with serve(queue_limit=1) as running:
         _, secret = running.store.keys.add("mine")
-        with pytest.raises(openai.AuthenticationError, match="hwaga keys add"):
+        with pytest.raises(openai.AuthenticationError, match=r"no API key of this server.*hwaga keys add"):
             running.openai("sk-wrong").images.generate(prompt="a cat")
         client = running.openai(secret)
         assert client.images.generate(prompt="a cat").data

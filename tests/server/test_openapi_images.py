@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,5 +14,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("name", OPERATIONS["images"])
-def test_nothing_breaks_it(server: Running, name: str, examples: int) -> None:
-    check_operation(server, name, examples)
+def test_nothing_breaks_it(
+    server: Running, name: str, examples: int, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("answers", json.dumps(check_operation(server, name, examples)))

@@ -18,7 +18,7 @@ Train = Callable[[Session, float | None], None]
 
 
 def train_phases(wanted: Sequence[str], seconds: float | None, session: Session) -> None:
-    """Trains those phases that are not finished, for so long altogether.
+    """Trains those phases that are not finished, for so long altogether. A single LoRA may be named too, as ``lora-STYLE``.
 
     A slice that ends in the middle of a phase leaves all that is needed to go on with it.
     """
@@ -26,7 +26,7 @@ def train_phases(wanted: Sequence[str], seconds: float | None, session: Session)
         _prepare_cuda()
     started = time.monotonic()
     for phase, name, train in _steps(session):
-        while phase in wanted and not _finished(session, name):
+        while (phase in wanted or name in wanted) and not _finished(session, name):
             left = None if seconds is None else session.agreed(seconds - (time.monotonic() - started))
             if left is not None and left < LEAST:
                 return

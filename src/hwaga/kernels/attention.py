@@ -57,6 +57,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         assert not causal, "scores in float32 are for attention to everything"
         return cpu.attend(q, k, v)
     grouped = q.shape[1] != k.shape[1]
+    if q.requires_grad:  # torch chooses: ways are tried for drawing, and not in a function that is being compiled
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
     if not keeps_scores(q.device, q.dtype):
         way = quickest(q.device, q.dtype, q.shape[-1], q.shape[2] >= PLANNED, grouped, causal) if q.is_cuda else None
         if way is None:

@@ -12,6 +12,7 @@ from hwaga.prompt import Library
 from hwaga.server import health, native, openai_images, page, plans, refusals
 from hwaga.server.access_log import AccessLog
 from hwaga.server.dispatcher import Dispatcher
+from hwaga.server.documented import Documented
 from hwaga.server.drawing import Front
 from hwaga.server.folders import own_folders
 from hwaga.server.security import Access, Gate
@@ -54,7 +55,7 @@ def create_app(
             await dispatcher.stop(0)
 
     # Its pages of documentation would load scripts from elsewhere.
-    app = FastAPI(title="Hwaga", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
+    app = Documented(title="Hwaga", version=__version__, lifespan=running, docs_url=None, redoc_url=None)
     library = Library.load(settings.packs)
     models = {card.name: Served.of(card, library, settings) for card in cards}
     dispatcher.store.served = tuple(models)

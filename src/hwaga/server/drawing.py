@@ -30,6 +30,7 @@ from hwaga.errors import (
     UnknownModelError,
 )
 from hwaga.request import MAX_GUIDANCE, MAX_SEED, SAMPLERS, ImageRequest
+from hwaga.server import examples
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.folders import without_folders
 from hwaga.server.jobs import Job, Kind
@@ -59,9 +60,14 @@ class Words(BaseModel):
     """What becomes the prompt."""
 
     # A number in quotes is no number. Forms, where all is text, are read without this.
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, **examples.WORDS)
 
-    prompt: str = Field(max_length=MAX_PROMPT, description="What to draw, in your own words.", examples=["a red apple"])
+    prompt: str = Field(
+        max_length=MAX_PROMPT,
+        description="What to draw, in your own words.",
+        examples=["a red apple"],
+        json_schema_extra={"minLength": 1},  # said by an error of ours, which has the remedy
+    )
     model: Name | None = Field(None, description="One of the models (GET /v1/models); the first unless given.")
     style: Name | None = Field(None, description="A style (GET /v1/styles), or auto.")
     industry: Name | None = Field(None, description="A business (GET /v1/industries), or auto.")
@@ -271,9 +277,12 @@ async def read_form(request: Request, model: type[Body]) -> tuple[Body, bytes | 
 
     Raises:
         RequestValidationError: a field that is not the model's, or a bad value.
-        RequestError: several pictures, or a file in another field.
+        RequestError: no form, several pictures, or a file in another field.
         StoreFullError: the disk of temporary files, where large parts wait, is full.
     """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):  # the latter lacks but the picture
+        raise RequestError("The body must be a form: multipart/form-data with the picture as a file in image.")
     try:
         return await _read_form(request, model)
     except OSError as error:

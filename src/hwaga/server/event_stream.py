@@ -15,18 +15,20 @@ HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that proxies keep the connection open."""
 
 
-CONTENT: dict[str, Any] = {
-    "text/event-stream": {
-        "schema": {
-            "title": "Event",
-            "description": "One of the stream's events. Its data is JSON.",
-            "type": "object",
-            "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
-            "required": ["event", "data"],
+def content(*events: bytes) -> dict[str, Any]:
+    """What the OpenAPI document says of a stream that has such events, as ``frame`` makes them."""
+    return {
+        "text/event-stream": {
+            "schema": {
+                "title": "Event",
+                "description": "One of the stream's events. Its data is JSON.",
+                "type": "object",
+                "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+                "required": ["event", "data"],
+            },
+            "example": b"".join(events).decode(),
         }
     }
-}
-"""What the OpenAPI document says of a stream."""
 
 
 def frame(event: str, data: dict[str, Any], *, id: int | None = None) -> bytes:

@@ -13,12 +13,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from pydantic import BaseModel, Field
 
 from hwaga.errors import StoreError
+from hwaga.server import examples
 from hwaga.server.drawing import Owner, TheFront
 from hwaga.server.jobs import Job
-from hwaga.server.refusals import RESPONSES, refusal
+from hwaga.server.refusals import ANY, RESPONSES, refusal
 from hwaga.server.wire import DeviceMemory
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], responses=ANY)
 
 _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
@@ -26,11 +27,15 @@ _BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 class Health(BaseModel):
     """All is well."""
 
+    model_config = examples.HEALTH
+
     status: str
 
 
 class Readiness(Health):
     """Jobs are being drawn."""
+
+    model_config = examples.READINESS
 
     waiting_for_models: dict[str, int] = Field(
         description="How many jobs wait for each model that is not served, until the server is started with it."
@@ -97,12 +102,14 @@ class Metrics:
                     self.memory[f"vram_{kind}"].labels(f"worker {place}").set(value)
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", summary="Whether the server answers")
 async def live() -> Health:
     """It does."""
     return Health(status="alive")
 
 
+@router.head("/health/ready", include_in_schema=False, response_model=Readiness)
 @router.get(
     "/health/ready", summary="Whether jobs are being drawn", responses={503: RESPONSES[503]}, response_model=Readiness
 )
@@ -124,7 +131,14 @@ async def ready(front: TheFront) -> Response | Readiness:
     "/metrics",
     summary="Figures for Prometheus",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Figures"}},
+    responses={
+        200: {
+            "content": {"text/plain": {"schema": {"type": "string"}, "example": "hwaga_queue_depth 3.0\n"}},
+            "description": "Figures",
+        },
+        401: RESPONSES[401],
+        503: RESPONSES[503],
+    },
 )
 async def figures(request: Request, front: TheFront, _: Owner) -> Response:
     """Of this process since its start, but for the jobs, which are those that the store holds."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 from hwaga.errors import RequestError, SourceImageError
 from hwaga.image_file import Format
 from hwaga.request import Fit, ImageRequest, LoraUse
+from hwaga.server import examples
 from hwaga.server.drawing import (
     Drawing,
     FromPicture,
@@ -28,7 +29,7 @@ from hwaga.server.drawing import (
     read_form,
     read_json,
 )
-from hwaga.server.event_stream import CONTENT, EventStream, frame
+from hwaga.server.event_stream import EventStream, content, frame
 from hwaga.server.events import Event
 from hwaga.server.jobs import Job, Kind, Status, not_served
 from hwaga.server.picture_formats import bare, converted, thumbnail
@@ -37,6 +38,11 @@ from hwaga.server.refusals import RESPONSES, ErrorDetails, of_job
 CACHE_SECONDS = 300
 """How long a client may show a picture without asking again: what was deleted is soon gone there too."""
 
+MADE: dict[int | str, dict[str, Any]] = {
+    202: {"headers": {"Location": {"description": "Where the job is.", "required": True, "schema": {"type": "string"}}}}
+}
+ETAG: dict[str, Any] = {"ETag": {"description": "For If-None-Match.", "required": True, "schema": {"type": "string"}}}
+
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
 OfModel = Annotated[Name | None, Query(description="Of one of the models (GET /v1/models); of the first unless given.")]
@@ -44,6 +50,8 @@ OfModel = Annotated[Name | None, Query(description="Of one of the models (GET /v
 
 class JobForm(Drawing, FromPicture):
     """A job to make, as a form."""
+
+    model_config = examples.JOB_REQUEST
 
     fit: Fit | None = Field(None, description="How a picture of another shape meets the size.")
     steps_scale: bool = Field(False, description="Let strength drop steps, as the reference pipeline does.")
@@ -68,11 +76,13 @@ class PictureView(BaseModel):
     """A finished picture."""
 
     id: str
-    url: str = Field(examples=["/v1/images/0f3c8a5e0f3c8a5e0f3c8a5e0f3c8a5e"])
+    url: str
 
 
 class JobView(BaseModel):
     """A job as its owner sees it. Times are seconds since the epoch."""
+
+    model_config = examples.JOB
 
     id: str
     kind: Kind
@@ -101,6 +111,8 @@ class JobPage(BaseModel):
 class Entry(BaseModel):
     """A style or an industry."""
 
+    model_config = examples.ENTRY
+
     name: str
     title: dict[str, str]
     aliases: list[str]
@@ -109,6 +121,8 @@ class Entry(BaseModel):
 
 class LoraView(BaseModel):
     """A LoRA that can be asked for."""
+
+    model_config = examples.LORA
 
     name: str
     model: str | None = Field(description="The model that it comes with; none for one of your own.")
@@ -124,6 +138,8 @@ class Weighted(BaseModel):
 
 class Composed(BaseModel):
     """What words come to, and its length by the model's own tokenizer."""
+
+    model_config = examples.COMPOSED
 
     prompt: str
     negative: str | None = Field(description="What the picture should not show, for a model with a negative prompt.")
@@ -169,6 +185,7 @@ async def view_of(front: Front, job: Job) -> JobView:
     tags=["jobs"],
     summary="Make a job, from words or from a picture and words",
     openapi_extra=body_schema(json=JobBody, form=JobForm),
+    responses=MADE,
 )
 async def make_job(
     request: Request, response: Response, front: TheFront, owner: Owner, idempotency_key: IdempotencyKey = None
@@ -248,7 +265,12 @@ async def cancel_job(job: str, front: TheFront, owner: Owner) -> JobView:
     tags=["jobs"],
     summary="What happens to a job, as server-sent events",
     response_class=Response,
-    responses={200: {"content": CONTENT, "description": "Events"}},
+    responses={
+        200: {
+            "content": content(*examples.JOB_EVENTS),
+            "description": "Events",
+        }
+    },
 )
 async def job_events(
     job: str,
@@ -287,6 +309,7 @@ def _described(event: Event) -> dict[str, Any]:
     return data
 
 
+@router.head("/images/{image}", include_in_schema=False)
 @router.get(
     "/images/{image}",
     tags=["images"],
@@ -299,6 +322,7 @@ def _described(event: Event) -> dict[str, Any]:
                 for format in ("png", "jpeg", "webp")
             },
             "description": "The picture",
+            "headers": ETAG,
         },
         304: {"description": "The picture that If-None-Match names"},
     },

@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from hwaga.errors import HwagaError, RequestError, ServerStoppingError, SourceImageError
 from hwaga.image_file import Format
+from hwaga.server import examples
 from hwaga.server.drawing import (
     Drawing,
     FromPicture,
@@ -32,7 +33,7 @@ from hwaga.server.drawing import (
     read_form,
     read_json,
 )
-from hwaga.server.event_stream import CONTENT, EventStream, frame, left
+from hwaga.server.event_stream import EventStream, content, frame, left
 from hwaga.server.jobs import Job
 from hwaga.server.picture_formats import converted, size_of
 from hwaga.server.refusals import RESPONSES, answer, described, of_job
@@ -42,6 +43,8 @@ router = APIRouter(prefix="/v1", responses=RESPONSES, tags=["openai"])
 
 class Generation(Drawing):
     """Pictures to make from words. ``prompt``, ``model`` and ``n`` to ``partial_images`` are OpenAI's, others Hwaga's."""
+
+    model_config = examples.GENERATION
 
     n: int = Field(1, ge=1, le=10)
     quality: Literal["auto", "standard", "hd", "low", "medium", "high"] = Field("auto", description="Has no effect.")
@@ -57,6 +60,8 @@ class Generation(Drawing):
 
 class Edit(Generation, FromPicture):
     """Pictures to make from a picture and words."""
+
+    model_config = examples.EDIT
 
 
 class TextAndImageTokens(BaseModel):
@@ -85,6 +90,8 @@ class Picture(BaseModel):
 class Pictures(BaseModel):
     """Finished pictures."""
 
+    model_config = examples.PICTURES
+
     created: int
     data: list[Picture]
     background: Literal["opaque"] = "opaque"
@@ -96,7 +103,9 @@ class Pictures(BaseModel):
 class Model(BaseModel):
     """A model that pictures can be asked of."""
 
-    id: str = Field(examples=["mini"])
+    model_config = examples.MODEL
+
+    id: str
     object: Literal["model"] = "model"
     created: int = 0
     owned_by: str = "hwaga"
@@ -112,7 +121,7 @@ class Models(BaseModel):
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "model": Pictures,
-        "content": CONTENT,
+        "content": content(*examples.PICTURE_EVENTS),
         "description": "The pictures; with `stream`, server-sent events.",
     }
 }

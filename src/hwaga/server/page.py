@@ -20,9 +20,10 @@ from starlette.exceptions import HTTPException
 from hwaga.cards import ModelCard
 from hwaga.errors import UnknownJobError, UnknownModelError
 from hwaga.request import MAX_SEED, ImageRequest
+from hwaga.server import examples
 from hwaga.server.drawing import IdempotencyKey, Owner, TheFront, body_schema, read_json
 from hwaga.server.health import kilobyte_lines
-from hwaga.server.native import JobView, view_of
+from hwaga.server.native import ETAG, MADE, JobView, view_of
 from hwaga.server.picture_formats import made_by
 from hwaga.server.refusals import RESPONSES
 from hwaga.server.wire import DeviceMemory
@@ -79,6 +80,7 @@ def _sent(name: str, request: Request) -> Response:
     return Response(file.data, headers=headers, media_type=file.type)
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def index(request: Request) -> Response:
     """The page."""
@@ -209,6 +211,7 @@ _PICTURE = {"schema": {"type": "string", "format": "binary"}}
         200: {
             "content": dict.fromkeys(("image/png", "image/jpeg", "image/webp"), _PICTURE),
             "description": "As sent",
+            "headers": ETAG,
         },
         304: {"description": "The picture that If-None-Match names"},
     },
@@ -231,7 +234,7 @@ async def job_source(
 class Again(BaseModel):
     """What is to be different."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, **examples.AGAIN)
 
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Another seed; the picture's own unless given.")
     previews: bool = Field(False, description="Let each step bring a small JPEG of what emerges.")
@@ -243,7 +246,7 @@ class Again(BaseModel):
     tags=["images"],
     summary="Make a picture again, or with another seed",
     openapi_extra=body_schema(json=Again),
-    responses=RESPONSES,
+    responses=RESPONSES | MADE,
 )
 async def make_again(
     image: str,

@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from hwaga import errors
 from hwaga.errors import HwagaError, QueueFullError, RequestError
+from hwaga.server import examples
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class ErrorDetails(BaseModel):
 class ErrorBody(BaseModel):
     """The body of every answer that is an error."""
 
+    model_config = examples.ERROR
+
     error: ErrorDetails
 
 
@@ -72,6 +75,13 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": HTTPStatus(status).phrase}
     for status in (400, 401, 403, 404, 408, 409, 413, 429, 500, 503, 507)
 }
+RESPONSES[429]["headers"] = {
+    "Retry-After": {"description": "Seconds to wait.", "required": True, "schema": {"type": "integer", "minimum": 1}}
+}
+RESPONSES[401]["headers"] = {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}}
+
+ANY: dict[int | str, dict[str, Any]] = {status: RESPONSES[status] for status in (403, 413, 500)}
+"""Of them, those of a request that needs no key, no body and no store."""
 
 
 def error_body(status: int, message: str, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:

@@ -144,6 +144,8 @@ class Gate:
         owner = await self._known(headers)
         if owner is None:
             message = "Send an API key as 'Authorization: Bearer KEY'. `hwaga keys add NAME` makes one."
+            if "authorization" in headers:
+                message = f"That is no API key of this server, or none any more. {message}"
             raise HTTPException(401, message, {"WWW-Authenticate": "Bearer"})
         return owner
 
