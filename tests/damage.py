@@ -15,9 +15,9 @@ import torch
 from gguf_files import write_gguf
 from safetensors.torch import save
 
+from hwaga.card_toml import card_toml
 from hwaga.cards import ASSETS, ModelCard
 from hwaga.errors import HwagaError
-from hwaga.model_lookup import find_card
 from hwaga.weights.gguf_file import read_gguf
 from hwaga.weights.hub import RemoteFile
 from hwaga.weights.partial_file import finished_ranges
@@ -123,7 +123,13 @@ def _read_parts(path: Path) -> object:
 
 
 def _read_card(path: Path) -> object:
-    return find_card(path, path.parent) if path.suffix == ".toml" else ModelCard.read(path)
+    """As everything does; and what was read can be written down again, as `hwaga convert` does."""
+    card = ModelCard.read(path)
+    again = path.with_name("again.toml")
+    again.write_text(card_toml(replace(card, files=(), folder=path.parent)), encoding="utf-8")
+    if ModelCard.read(again) != replace(card, files=(), folder=path.parent.resolve(), download=None):
+        raise AssertionError("another card was written than was read")
+    return card
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ READERS = {
     "safetensors": Reader(_safetensors, (_read_safetensors, _read_parts), ".safetensors"),
     "gguf": Reader(_gguf, (read_gguf, _read_parts), ".gguf"),
     "download": Reader(_download_notes, (_verify, _read_state), ".json"),
-    "card": Reader(_cards, (_read_card, ModelCard.read), ".toml"),
+    "card": Reader(_cards, (_read_card,), ".toml"),
 }
 
 

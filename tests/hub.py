@@ -101,9 +101,9 @@ class HubServer:
             server.shutdown()
             server.server_close()
 
-    def push(self, repo: str, files: dict[str, bytes], branch: str = "main") -> str:
-        """Adds a commit with these files to a branch."""
-        commit = hashlib.sha1(f"{len(self.commits)} {sorted(files)}".encode()).hexdigest()
+    def push(self, repo: str, files: dict[str, bytes], branch: str = "main", commit: str = "") -> str:
+        """Adds a commit with these files to a branch; its name is made up, or one that a card pins."""
+        commit = commit or hashlib.sha1(f"{len(self.commits)} {sorted(files)}".encode()).hexdigest()
         self.commits[repo, commit] = dict(files)
         self.branches[repo, branch] = self.branches[repo, commit] = commit
         return commit
@@ -124,6 +124,9 @@ class HubServer:
             def log_message(self, *_arguments: object) -> None:
                 pass
 
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
             def do_GET(self) -> None:
                 path = unquote(urlsplit(self.path).path)
                 request = Request(name, path, {key.lower(): value for key, value in self.headers.items()})
@@ -142,7 +145,8 @@ class HubServer:
                 for key, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(key, value)
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
 
             def front(self, request: Request, path: str) -> None:
                 if hub.refusal is not None:
@@ -155,9 +159,20 @@ class HubServer:
                 if listing is not None:
                     if hub.metadata_faults:
                         fault = hub.metadata_faults.popleft()
-                        self.answer(fault.status or 200, fault.headers, b"<html>")
+                        if fault.drop_after is None:
+                            self.answer(fault.status or 200, fault.headers, b"<html>")
+                        else:
+                            self.send_response(200)
+                            self.send_header("Content-Length", "100000")
+                            self.end_headers()
+                            self.wfile.write(b"[" * fault.drop_after)
+                            self.reset()
                         return
                     self.listing(*listing.groups())
+                    return
+                tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([0-9a-f]{40})", path)
+                if tree is not None:
+                    self.tree(*tree.groups())
                     return
                 resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", path)
                 repo, commit, file = resolve.groups() if resolve else ("", "", "")
@@ -169,7 +184,17 @@ class HubServer:
                     linked = {"X-Linked-Etag": f'"{sha256(data)}"', "X-Linked-Size": str(len(data))}
                     self.answer(302, {"Location": place, "X-Repo-Commit": commit, **linked})
                 else:
-                    self.content(request, file, data)
+                    self.content(request, file, data, {"X-Repo-Commit": commit, "ETag": f'"{git_sha1(data)}"'})
+
+            def tree(self, repo: str, commit: str) -> None:
+                """What Hugging Face's client asks for in place of a listing."""
+                entries: list[dict[str, Any]] = []
+                for file, data in hub.commits[repo, commit].items():
+                    entry: dict[str, Any] = {"type": "file", "path": file, "size": len(data), "oid": git_sha1(data)}
+                    if file.endswith(".safetensors"):
+                        entry["lfs"] = {"oid": sha256(data), "size": len(data), "pointerSize": 134}
+                    entries.append(entry)
+                self.answer(200, {"Content-Type": "application/json"}, json.dumps(entries).encode())
 
             def listing(self, repo: str, revision: str) -> None:
                 commit = hub.branches.get((repo, revision))
@@ -188,7 +213,7 @@ class HubServer:
                 document = {"id": repo, "sha": commit, "siblings": siblings + hub.extra_siblings}
                 self.answer(200, {"Content-Type": "application/json"}, json.dumps(document).encode())
 
-            def content(self, request: Request, file: str, data: bytes) -> None:
+            def content(self, request: Request, file: str, data: bytes, headers: dict[str, str] | None = None) -> None:
                 fault = hub.faults[file].popleft() if hub.faults[file] else Fault()
                 if fault.status is not None:
                     self.answer(fault.status, fault.headers)
@@ -201,10 +226,13 @@ class HubServer:
                     self.send_header("Content-Range", f"bytes {start}-{end - 1}/{fault.length or len(data)}")
                 else:
                     self.send_response(200)
-                request.asked = end - start
                 self.send_header("Content-Length", str(fault.length or end - start))
-                self.send_header("ETag", f'"{sha256(data)}"')
+                for key, value in (headers or {"ETag": f'"{sha256(data)}"'}).items():
+                    self.send_header(key, value)
                 self.end_headers()
+                if self.command == "HEAD":
+                    return
+                request.asked = end - start
                 if fault.corrupt_at is not None:
                     data = data[: fault.corrupt_at] + bytes([data[fault.corrupt_at] ^ 1]) + data[fault.corrupt_at + 1 :]
                 stop = end
@@ -225,9 +253,13 @@ class HubServer:
                         time.sleep(hub.pause)
                 if fault.stall_after is not None:
                     hub.released.wait(60)
-                if stop < end:  # a reset, as from a router that forgot the connection
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.connection.close()
-                    self.close_connection = True
+                if stop < end:
+                    self.reset()
+
+            def reset(self) -> None:
+                """Breaks the connection as a router does that forgot it."""
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                self.close_connection = True
 
         return Handler

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -96,6 +97,21 @@ def test_built_in_cards() -> None:
     assert (sdxl.family, sdxl.steps, sdxl.default_size) == ("sdxl", 40, (1024, 1024))
     assert "openrail++" in sdxl.license
     assert all(card.family == "z_image" and card.steps == 8 for card in cards.values())
+
+
+def test_built_in_cards_pin_what_they_fetch() -> None:
+    """All but one repository, no commit of which is known."""
+    unpinned = set()
+    for card in built_in_cards(MODELS).values():
+        own = (card.download, *card.download.also) if card.download else ()
+        sources = [style.source for style in card.styles.values() if style.source is not None]
+        assert all(source.license == "Apache-2.0" for source in sources)
+        unpinned |= {each.repo for each in (*own, *sources) if not re.fullmatch(r"[0-9a-f]{40}", each.revision)}
+    assert unpinned == {"dimitribarbot/Z-Image-Turbo-BF16"}
+    turbo = [card for name, card in built_in_cards(MODELS).items() if name.startswith("z-image-turbo")]
+    assert all(
+        card.styles == TURBO.styles and list(card.styles) == ["pixel_art", "childrens_drawing"] for card in turbo
+    )
 
 
 def test_z_image_turbo() -> None:
@@ -323,7 +339,7 @@ def test_where_a_model_is_fetched_from(tmp_path: Path) -> None:
     assert ModelCard.read(card_file(tmp_path, WHOLE)).download is None
     assert MINI.download is None
     assert TURBO.download is not None
-    assert (TURBO.download.repo, TURBO.download.revision) == ("Tongyi-MAI/Z-Image-Turbo", "main")
+    assert TURBO.download.repo == "Tongyi-MAI/Z-Image-Turbo"
     assert set(TURBO.download.parts) == set(TURBO.parts)
     with pytest.raises(TypeError):
         TURBO.download.parts["new"] = ()  # type: ignore[index]
@@ -434,6 +450,9 @@ def test_styles_beside_a_model(checkpoint: Path) -> None:
         "[film]\n": "film is not a key of a model card",
         "[styles.film]\n": r"styles\.film\.title is missing",
         '[styles.film]\ntitle = {}\nlora = "../film.safetensors"\n': "must lie below the card's folder",
+        "".join(
+            f'[styles.{name}]\ntitle = {{}}\nlora = "{name}/one.safetensors"\n' for name in "ab"
+        ): "are called alike",
     }.items():
         own.write_text(text)
         with pytest.raises(CardError, match=rf"styles\.toml.* {says}"):
@@ -644,6 +663,20 @@ def test_where_a_style_is_from(tmp_path: Path) -> None:
     assert pinned == LoraSource("a/b", "x/flat.safetensors", "v1", "MIT", PIN)
 
 
+def test_two_styles_of_one_place(tmp_path: Path) -> None:
+    """The same file in two styles is fetched once; two files in one place are refused."""
+    values = with_source()
+    again = {"title": {"en": "Again"}, "source": dict(values["styles"]["flat"]["source"])}
+    values["styles"]["again"] = again
+    assert len(ModelCard.read(card_file(tmp_path, values)).styles) == 2
+    again["source"]["repo"] = "c/d"
+    assert "styles.again.source is another than that of a style before it" in refusal(card_file(tmp_path, values))
+    again["lora"] = "verified.json"
+    assert "styles.again.lora must be a .safetensors file where it has a source" in refusal(card_file(tmp_path, values))
+    again["lora"] = "loras/again.safetensors"
+    assert ModelCard.read(card_file(tmp_path, values)).styles["again"].lora == "loras/again.safetensors"
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
@@ -745,7 +778,7 @@ def test_a_checkpoint_from_the_hub(tmp_path: Path) -> None:
 
 
 def test_cards_are_written_as_they_are_read(tmp_path: Path) -> None:
-    """All but where their files would be fetched from."""
+    """All but where their own files would be fetched from."""
     for card in built_in_cards(tmp_path).values():
         folder = tmp_path / card.name
         folder.mkdir()

@@ -45,7 +45,7 @@ def test_unknown_names_list_near_ones(library: LoraLibrary) -> None:
 
 
 def test_a_model_s_file_that_is_absent(library: LoraLibrary, tmp_path: Path) -> None:
-    with pytest.raises(LoraError, match="Fetch mini again"):
+    with pytest.raises(LoraError, match="Put the file there"):
         library.find("flat", replace(MINI, folder=tmp_path))
 
 

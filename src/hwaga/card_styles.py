@@ -47,23 +47,33 @@ class Style:
         return self.lora or self.checkpoint
 
 
-def read_styles(table: Table) -> Mapping[str, Style]:
-    """The styles of a card, or of a file beside a model.
+def read_styles(table: Table, others: Mapping[str, Style] = MappingProxyType({})) -> Mapping[str, Style]:
+    """The styles of a card, or of a file beside a model, which count where both have one of a name.
+
+    Args:
+        others: of the card, where a file is read.
 
     Raises:
         CardError: with what is wrong in them.
     """
-    styles = {name: _style(style) for name, style in table.table("styles", {}).tables().items()}
+    styles = {**others, **{name: _style(style) for name, style in table.table("styles", {}).tables().items()}}
     files = {style.lora for style in styles.values() if style.lora is not None}
     if len({Path(file).stem for file in files}) < len(files):
         raise CardError(
             "Two of the styles' LoRAs are called alike, in different folders. Requests name them by their files' names."
         )
+    sources: dict[str | None, LoraSource] = {}
+    for name, style in styles.items():
+        if style.source is not None and sources.setdefault(style.file, style.source) != style.source:
+            raise CardError(
+                f"styles.{name}.source is another than that of a style before it, and both go to {style.file}. Give one "
+                'another place, such as lora = "loras/other.safetensors".'
+            )
     return MappingProxyType(styles)
 
 
-def read_styles_file(path: Path) -> Mapping[str, Style]:
-    """The styles that a model's owner has added, none where there is no such file.
+def read_styles_file(path: Path, others: Mapping[str, Style]) -> Mapping[str, Style]:
+    """A card's styles with those that the model's owner has added, if there is such a file.
 
     Raises:
         CardError: with the file and what is wrong in it.
@@ -71,11 +81,11 @@ def read_styles_file(path: Path) -> Mapping[str, Style]:
     try:
         table = Table(tomllib.loads(path.read_text(encoding="utf-8")), "")
     except (FileNotFoundError, NotADirectoryError):
-        return {}
+        return others
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise CardError(f"The styles {path} cannot be read: {error}.") from error
     try:
-        styles = read_styles(table)
+        styles = read_styles(table, others)
         table.close()
     except CardError as error:
         raise CardError(f"{path}: {error}") from None
@@ -103,9 +113,10 @@ def _style(table: Table) -> Style:
     for key, file in (("lora", style.lora), ("checkpoint", style.checkpoint)):
         if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts):
             raise CardError(f"{table.where}{key} must lie below the card's folder, not at {file!r}.")
-    if source is not None and style.checkpoint is not None and not style.checkpoint.endswith(".safetensors"):
+    if source is not None and style.file is not None and not style.file.endswith(".safetensors"):
+        key = "lora" if style.lora else "checkpoint"
         raise CardError(
-            f"{table.where}checkpoint must be a .safetensors file where it has a source, which is one; not {checkpoint!r}."
+            f"{table.where}{key} must be a .safetensors file where it has a source, which is one; not {style.file!r}."
         )
     table.close()
     return style

@@ -6,11 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from hwaga.card_styles import Style
 from hwaga.cards import ModelCard
+from hwaga.hub_sources import LoraSource
 
 
 def card_toml(card: ModelCard) -> str:
-    """The card of a folder that it lies in. Where its files would be fetched from is left out."""
+    """The card of a folder that it lies in.
+
+    Where its own files would be fetched from is left out. A LoRA of somebody else's keeps its source, and so its licence.
+    """
     values: dict[str, Any] = {
         "name": card.name,
         "family": card.family,
@@ -35,15 +40,17 @@ def card_toml(card: ModelCard) -> str:
         "limits": vars(card.limits),
         **{f"parts.{_toml(name)}": vars(part) for name, part in card.parts.items()},
         **{
-            f"styles.{_toml(name)}": {
-                key: value for key, value in vars(style).items() if key != "source" and value is not None
-            }
+            f"styles.{_toml(name)}": _told(style) | ({"source": _told(style.source)} if style.source else {})
             for name, style in card.styles.items()
         },
     }
     for title, table in tables.items():
         lines += ["", f"[{title}]", *(f"{_toml(key)} = {_toml(value)}" for key, value in table.items())]
     return "\n".join(lines) + "\n"
+
+
+def _told(entry: Style | LoraSource) -> dict[str, Any]:
+    return {key: value for key, value in vars(entry).items() if key != "source" and value is not None}
 
 
 def _toml(value: Any) -> str:

@@ -148,6 +148,11 @@ class ModelCard:
                 + " folder that holds it can be given as the model too."
             )
 
+    def remedy_for_style(self, style: Style) -> str:
+        """What to do where a style's LoRA is not there, as a sentence's beginning."""
+        fetched = self.download is not None and style.source is not None
+        return f"`hwaga download {self.address} --parts {STYLES}` fetches it" if fetched else "Put the file there"
+
     def of_style(self, name: str) -> ModelCard:
         """The model that draws a style with a checkpoint of its own.
 
@@ -183,8 +188,7 @@ class ModelCard:
         Raises:
             CardError: with the file and what is wrong in it.
         """
-        styles = read_styles_file(self.folder / STYLES_FILE)
-        return replace(self, styles=MappingProxyType({**self.styles, **styles})) if styles else self
+        return replace(self, styles=read_styles_file(self.folder / STYLES_FILE, self.styles))
 
     @property
     def _styles_place(self) -> str:

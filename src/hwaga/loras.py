@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from hwaga.cards import ModelCard
 from hwaga.errors import LoraError
+from hwaga.hub_sources import LoraSource
 
 SUFFIX = ".safetensors"
 
@@ -41,11 +42,15 @@ class LoraEntry:
         name: what a request calls it.
         file: where it lies, or would.
         model: name of the model that it comes with; None for the user's own.
+        source: where it is fetched from and what its author allows, so far as the model's card says.
+        remedy: how to get its file, for a model's own.
     """
 
     name: str
     file: Path
     model: str | None
+    source: LoraSource | None = None
+    remedy: str = ""
 
 
 class LoraLibrary:
@@ -67,7 +72,8 @@ class LoraLibrary:
         for style in card.styles.values() if card else ():
             if card is not None and style.lora is not None:
                 file = card.folder / style.lora
-                found[file.stem] = LoraEntry(file.stem, file, card.name)
+                again = f"{card.remedy_for_style(style)}."
+                found[file.stem] = LoraEntry(file.stem, file, card.name, style.source, again)
         return found
 
     def find(self, name: str, card: ModelCard) -> Path:
@@ -87,7 +93,7 @@ class LoraLibrary:
                 f"There is no LoRA {name!r}.{meant} {_there_are(found)} Add a file with `hwaga lora add FILE`."
             )
         if not found[name].file.is_file():
-            again = f"Fetch {found[name].model} again." if found[name].model else "Remove it, and add it again."
+            again = found[name].remedy or "Remove it, and add it again."
             raise LoraError(f"The LoRA {name} is not there: {found[name].file}. {again}")
         return found[name].file
 

@@ -1,6 +1,7 @@
 """Which card a model's name, folder or file stands for.
 
-A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of its family's model.
+A checkpoint folder without a card is taken for what its ``model_index.json`` says, with the sizes of its family's model, and
+the styles whose LoRAs lie there too.
 Without that too, its files of weights are taken for those of a Z-Image, but for what holds the U-Net of a Stable Diffusion,
 which is taken for an SDXL. What else files hold is found out when they are opened.
 """
@@ -144,8 +145,9 @@ def _card_of_folder(folder: Path, cards: Mapping[str, ModelCard]) -> ModelCard:
 def _unnamed_card(like: ModelCard, model: Path, files: Sequence[Path] = ()) -> ModelCard:
     """The card of a folder, or of a file in one, that has none."""
     name, place = (model.stem, model.parent.resolve()) if model.is_file() else (model.resolve().name, model.resolve())
+    fetched = {style: own for style, own in like.styles.items() if own.lora and (place / own.lora).is_file()}
     return replace(
-        like, name=name, title=name, license="", source="", folder=place, styles=MappingProxyType({}), download=None,
+        like, name=name, title=name, license="", source="", folder=place, styles=MappingProxyType(fetched), download=None,
         own_words_only=False, files=tuple(file.absolute() for file in files),
         path=place / model.name if model.is_file() else place,
     ).with_styles_beside()  # fmt: skip

@@ -14,10 +14,13 @@ import pytest
 from command import Command
 from hub import Fault, HubServer
 
+from hwaga.cards import ASSETS
 from hwaga.cli.download import parse_rate
 from hwaga.errors import DownloadError
+from hwaga.model_lookup import built_in_cards
 
 REPO = "Tongyi-MAI/Z-Image-Turbo"
+PINNED = "f332072aa78be7aecdf3ee76d5c247082da564a6"
 MODEL = {
     "model_index.json": b"{}",
     "scheduler/scheduler_config.json": b"{}",
@@ -32,7 +35,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServe
     for name in [name for name in os.environ if name.startswith("HF_") or name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     with HubServer() as server:
-        server.push(REPO, {**MODEL, "vae/model.bin": b"x"})
+        server.push(REPO, {**MODEL, "vae/model.bin": b"x"}, commit=PINNED)
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
         yield server
@@ -76,11 +79,56 @@ def test_a_dry_run_fetches_nothing(hwaga: Command, server: HubServer) -> None:
     shown = hwaga("download", "--dry-run", "--to", "model")
     assert "vae/model.safetensors" in shown.out
     plan = json.loads(hwaga("download", "--dry-run", "--to", "model", "--json", "--parts", "vae").out)
-    assert plan["revision"] == server.branches[REPO, "main"]
+    assert plan["revision"] == PINNED
     assert [file["path"] for file in plan["files"]] == ["model_index.json", "vae/model.safetensors"]
     assert plan["to_fetch_bytes"] == 2002
     assert not Path("model").exists()
     assert server.content_requests() == []
+
+
+def test_a_style_with_its_licence(hwaga: Command, server: HubServer, tmp_path: Path) -> None:
+    """A built-in card's style, and one of a user's card: fetched, and listed with what its author allows."""
+    path = "tokenizer/tokenizer.json"
+    server.push(REPO, {**MODEL, path: (ASSETS / "mini" / path).read_bytes()}, commit=PINNED)
+    shown = hwaga("download")
+    assert "The style pixel_art is left out: " in shown.err
+    assert "tarn59/pixel_art_style_lora_z_image_turbo is not there, or private" in shown.err
+    wanted = ("prompt", "a fox", "-m", "z-image-turbo", "--style", "pixel_art")
+    assert "`hwaga download z-image-turbo --parts styles` fetches it" in hwaga.refused(*wanted)
+    for style in built_in_cards(Path("models"))["z-image-turbo"].styles.values():
+        assert style.source is not None
+        server.push(style.source.repo, {style.source.file: b"lora"}, commit=style.source.revision)
+    done = hwaga("download", "--parts", "styles", "--json")
+    assert {entry["license"] for entry in json.loads(done.out)["licenses"]} == {"Apache-2.0"}
+    assert "Licence of pixel_art (tarn59/pixel_art_style_lora_z_image_turbo): Apache-2.0" in done.err
+    pixels = json.loads(hwaga("lora", "list", "-m", "z-image-turbo", "--json").out)[0]
+    assert (pixels["name"], pixels["license"], pixels["bytes"]) == ("pixel_art_style_z_image_turbo", "Apache-2.0", 4)
+    (turbo,) = [model for model in json.loads(hwaga("models", "--json").out) if model["name"] == "z-image-turbo"]
+    assert turbo["style_sources"]["pixel_art"]["present"] is True
+    composed = hwaga(*wanted)
+    assert "Pixel art style." in composed.out
+    assert "LoRA: pixel_art_style_z_image_turbo at 1" in composed.err
+
+    text = (ASSETS / "cards" / "z-image-turbo.toml").read_text(encoding="utf-8").partition("# Styles")[0]
+    source = 'source = { repo = "somebody/ink", file = "ink.safetensors", license = "CC-BY-4.0" }'
+    Path("mine.toml").write_text(f'{text}\n[styles.ink]\ntitle = {{ en = "Ink" }}\nwording = "Inked."\n{source}\n')
+    server.push("somebody/ink", {"ink.safetensors": b"ink"})
+    assert "Licence of ink (somebody/ink): CC-BY-4.0" in hwaga("download", "mine.toml").err
+    assert Path("loras/ink.safetensors").read_bytes() == b"ink"
+    assert "CC-BY-4.0" in hwaga("lora", "list", "-m", "mine.toml").out
+    assert "LoRA: ink at 1" in hwaga("prompt", "a fox", "-m", "mine.toml", "--style", "ink").err
+
+
+def test_a_folder_has_the_styles_that_lie_there(hwaga: Command, server: HubServer) -> None:
+    """A model that was fetched to another place is named by its folder."""
+    source = built_in_cards(Path("models"))["z-image-turbo"].styles["pixel_art"].source
+    assert source is not None
+    server.push(source.repo, {source.file: b"lora"}, commit=source.revision)
+    index = {**MODEL, "model_index.json": b'{"_class_name": "ZImagePipeline"}'}
+    server.push(REPO, index, commit=PINNED)
+    hwaga("download", "--to", "model")
+    (own,) = json.loads(hwaga("lora", "list", "-m", "model", "--json").out)
+    assert (own["name"], own["model"], own["license"]) == ("pixel_art_style_z_image_turbo", "model", "Apache-2.0")
 
 
 def test_parts_and_json(hwaga: Command, server: HubServer) -> None:

@@ -20,6 +20,7 @@ import pytest
 from dispatching import dispatching, ended, run, until
 from PIL import Image
 
+from hwaga.card_styles import Style
 from hwaga.cards import ASSETS, ModelCard
 from hwaga.engine import Engine
 from hwaga.image_file import encode
@@ -41,7 +42,7 @@ CRAMPED = (sys.executable, str(Path(__file__).with_name("cramped_worker.py")))
 
 
 def second_card() -> ModelCard:
-    """The bundled model under another name, with no styles of its own, other limits, and said to be drawn with guidance."""
+    """The bundled model under another name, with a style whose LoRA is not there, other limits, and said to be guided."""
     card = find_card("mini", Path("models"))
     limits = replace(card.limits, tokens=200, max_steps=30, listed_sizes_only=False, min_side=64, max_side=512)
     aspects = {"3:4": (192, 256)}
@@ -50,7 +51,7 @@ def second_card() -> ModelCard:
         guidance=7.0,
         samplers=("dpmpp_2m_karras", "euler"),
         name="second",
-        styles=MappingProxyType({}),
+        styles=MappingProxyType({"ink": Style(MappingProxyType({"en": "Ink"}), "loras/ink.safetensors")}),
         limits=limits,
         aspects=aspects,
         own_words_only=False,
@@ -144,7 +145,11 @@ def test_the_card_of_its_model_counts(server: Running) -> None:
 
     assert names("/v1/styles")["anime"] == "flat"
     assert names("/v1/styles?model=second")["anime"] is None
-    assert len(names("/v1/loras")) > len(names("/v1/loras?model=second")) == 0
+    assert "ink" not in names("/v1/styles?model=second"), "whose LoRA is not there"
+    assert "ink.safetensors is not there. Put the file there; or go on" in refusal(
+        prompt="x", style="ink", model="second"
+    )
+    assert len(names("/v1/loras")) > len(names("/v1/loras?model=second")) == 1
 
 
 def test_guidance_is_for_models_that_have_it(server: Running) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,6 +44,7 @@ from hwaga.weights.patience import Pace, Patience, TooSlow, Unanswered
 from hwaga.weights.verified import MARKER, Report, Verified, condition, verify
 
 REPO = "Tongyi-MAI/Z-Image-Turbo"
+PINNED = "f332072aa78be7aecdf3ee76d5c247082da564a6"
 _numbers = random.Random(7)
 
 TRANSFORMER = "transformer/model-00001-of-00002.safetensors"
@@ -65,8 +66,9 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [name for name in os.environ if name.startswith("HF_") or name.lower() in PROXIES]:
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING")) or name.lower() in PROXIES]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setattr(download_module, "PIECE", 2**16)
     monkeypatch.setattr(download_module, "CLAIM_EVERY", 0.0)
@@ -76,14 +78,20 @@ def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer() as server:
-        server.push(REPO, MODEL | OTHERS)
+        server.push(REPO, MODEL | OTHERS, commit=PINNED)
         monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
         yield server
 
 
 @pytest.fixture
-def card(tmp_path: Path) -> ModelCard:
+def built_in(tmp_path: Path) -> ModelCard:
     return built_in_cards(tmp_path / "data" / "models")["z-image-turbo"]
+
+
+@pytest.fixture
+def card(built_in: ModelCard) -> ModelCard:
+    """The built-in card as its authors would write one that follows a branch, without anybody's styles."""
+    return replace(built_in, download=replace(source_of(built_in), revision="main"), styles=MappingProxyType({}))
 
 
 def source_of(card: ModelCard) -> Download:
@@ -165,6 +173,18 @@ def test_a_plan_by_revision(server: HubServer, card: ModelCard) -> None:
         plan_of(card, revision="nowhere")
 
 
+def test_a_pinned_commit_is_the_one_that_is_fetched(server: HubServer, built_in: ModelCard) -> None:
+    """Whatever the branch has become; and a hub that has another for it is not believed."""
+    assert source_of(built_in).revision == PINNED
+    newer = server.push(REPO, MODEL | {VAE: b"newer"})
+    assert run(built_in).commit == PINNED
+    check_whole(built_in.folder)
+    assert plan_of(built_in, revision="main").commit == newer
+    server.branches[REPO, PINNED] = newer
+    with pytest.raises(HubError, match=f"at {PINNED} and answered with {newer}.*another mirror"):
+        plan_of(built_in)
+
+
 def test_parts(server: HubServer, card: ModelCard) -> None:
     run(card, parts=["vae"])
     assert condition(card) == "partly fetched"
@@ -201,6 +221,7 @@ def test_names_that_lead_elsewhere_are_refused(server: HubServer, card: ModelCar
 @pytest.mark.parametrize(
     "sibling", [{"rfilename": "vae/a.json"}, {"rfilename": 3, "size": 2, "blobId": git_sha1(b"")}, None,
                 {"rfilename": "vae/a.json", "size": -1, "blobId": git_sha1(b"")},
+                {"rfilename": "vae/a.json", "size": 10**400, "blobId": git_sha1(b"")},
                 {"rfilename": "vae/a.json", "size": 1, "blobId": "../../x"}],
 )  # fmt: skip
 def test_metadata_of_another_form_is_refused(server: HubServer, card: ModelCard, sibling: Any) -> None:
@@ -255,9 +276,20 @@ def test_progress_never_exceeds_its_total(server: HubServer, card: ModelCard) ->
 def test_dropped_connections_go_on_where_they_broke(server: HubServer, card: ModelCard, seed: int) -> None:
     numbers = random.Random(seed)
     for path in (TRANSFORMER, VAE, "tokenizer/tokenizer.json"):
-        server.faults[path].extend(Fault(drop_after=numbers.randrange(60_000)) for _ in range(8))
+        server.faults[path].extend(Fault(drop_after=numbers.randrange(20_000)) for _ in range(20))
     run(card)
     check_whole(card.folder)
+    dropped = sum(request.sent < request.asked for request in server.requests)
+    assert dropped >= 20, "80 and more over the seeds"
+
+
+def test_a_list_of_files_that_breaks_off_is_asked_for_again(server: HubServer, card: ModelCard) -> None:
+    server.metadata_faults.extend([Fault(drop_after=0), Fault(drop_after=300)])
+    run(card)
+    check_whole(card.folder)
+    server.metadata_faults.extend(Fault(drop_after=after) for after in (1, 20, 300))
+    with pytest.raises(HubError, match=r"The list of files of .* did not arrive: 127\.0\.0\.1.*3 times in a row"):
+        plan_of(card)
 
 
 def test_a_connection_that_always_drops_is_given_up(server: HubServer, card: ModelCard) -> None:
@@ -285,6 +317,23 @@ def test_an_address_of_storage_that_grew_old_is_asked_for_again(server: HubServe
     server.faults[VAE].append(Fault(status=403))
     run(card)
     check_whole(card.folder)
+
+
+@pytest.mark.parametrize(
+    "wait", ["9" * 5000, "soon", "-1", "Mon, 01 Jan 0001 00:00:00 +2359", "Mon, 32 Jan 99999", "\u00b2"]
+)
+def test_waits_that_mean_nothing_are_passed_over(server: HubServer, card: ModelCard, wait: str) -> None:
+    server.metadata_faults.append(Fault(status=503, headers={"Retry-After": wait}))
+    server.faults[VAE].append(Fault(status=503, headers={"Retry-After": wait}))
+    run(card)
+    check_whole(card.folder)
+
+
+@pytest.mark.parametrize("header", ["bytes 0-9/" + "9" * 5000, f"bytes {'9' * 5000}-9/10", "bytes */10", ""])
+def test_ranges_that_mean_nothing_are_refused(header: str) -> None:
+    response = SimpleNamespace(status=206, url="http://hub/x", headers={"Content-Range": header})
+    with pytest.raises(Unanswered, match="hub sent another range"):
+        hub_module._total(response, 0)
 
 
 def test_a_long_wait_is_left_to_the_user(server: HubServer, card: ModelCard) -> None:
@@ -462,6 +511,33 @@ def test_a_full_disk(server: HubServer, card: ModelCard, monkeypatch: pytest.Mon
     check_whole(card.folder)
 
 
+FULL = """
+mount -t tmpfs -o size=600k none "$1" || exit 77
+"$2" -c "$3" download && exit 1
+mount -o remount,size=8m none "$1" && "$2" -c "$3" download && exec "$2" -c "$3" models verify
+"""
+
+
+def test_a_disk_that_is_full_in_the_middle(server: HubServer, tmp_path: Path) -> None:
+    """A real one, which a state and a marker have to be written to as well, and that gets room again."""
+    if shutil.which("unshare") is None:
+        pytest.skip("Linux alone has file systems for one process")
+    small = tmp_path / "small"
+    small.mkdir()
+    command = f"import hwaga.weights.download_plan as plan\nplan.Plan.check_space = lambda self: None\n{COMMAND}"
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", FULL, "sh", str(small)]
+    environment = {**os.environ, "HWAGA_DATA_DIR": str(small)}
+    done = subprocess.run(
+        [*inside, sys.executable, command], capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode == 77 or "unshare: " in done.stderr:
+        pytest.skip("nobody may mount a file system here")
+    assert done.returncode == 0, done.stderr
+    assert "takes no more (No space left on device). Make room and run it again to go on" in done.stderr
+    assert f"{len(MODEL)} files checked, good" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_nothing_is_claimed_before_the_disk_has_it(
     server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,7 +622,7 @@ def wait_until_sent(server: HubServer, bytes_sent: int, process: subprocess.Pope
 def test_kill_9_at_any_moment(server: HubServer, card: ModelCard) -> None:
     numbers = random.Random(3)
     files = MODEL | {VAE: numbers.randbytes(1_500_000)}
-    server.push(REPO, files)
+    server.push(REPO, files, commit=PINNED)
     server.pause = 0.001
     killed, verified = 0, set[str]()
     while killed < 20:
@@ -676,26 +752,53 @@ def test_ranges_and_gaps_make_the_whole(pairs: list[tuple[int, int]]) -> None:
 # The cache of Hugging Face's client
 
 
-def fill_cache(server: HubServer, folder: Path, files: dict[str, bytes]) -> Path:
+def fill_cache(server: HubServer, folder: Path, files: dict[str, bytes], *, shared: bool = False) -> Path:
+    """As Hugging Face's client leaves it; large files among those that all repositories share, if it is a new one."""
     repo = folder / f"models--{REPO.replace('/', '--')}"
     snapshot = repo / "snapshots" / server.branches[REPO, "main"]
     for name, data in files.items():
         blob = repo / "blobs" / (sha256(data) if name.endswith(".safetensors") else git_sha1(data))
         blob.parent.mkdir(parents=True, exist_ok=True)
-        blob.write_bytes(data)
+        if shared and name.endswith(".safetensors"):
+            other_hash = sha256(b"another kind of hash of " + data)
+            store = folder / "blobs" / other_hash[:2] / other_hash
+            store.parent.mkdir(parents=True, exist_ok=True)
+            store.write_bytes(data)
+            blob.symlink_to(os.path.relpath(store, blob.parent))
+        else:
+            blob.write_bytes(data)
         (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / name).symlink_to(blob)
+        (snapshot / name).symlink_to(os.path.relpath(blob, (snapshot / name).parent))
     return repo / "blobs"
 
 
-def test_complete_files_of_the_cache_are_linked(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
-    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL)
+@pytest.mark.parametrize("shared", [False, True])
+def test_complete_files_of_the_cache_are_linked(
+    server: HubServer, card: ModelCard, tmp_path: Path, shared: bool
+) -> None:
+    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL, shared=shared)
     plan = run(card)
     assert plan.to_fetch == 0
     check_whole(card.folder)
     assert server.content_requests() == []
     assert (card.folder / VAE).samefile(blobs / sha256(MODEL[VAE]))
     assert not (card.folder / VAE).is_symlink()
+
+
+def test_what_the_real_client_has_fetched(server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hugging Face's own client and this hub understand each other, and what it leaves is not fetched again."""
+    client = "import sys, huggingface_hub; huggingface_hub.snapshot_download(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", client, REPO], capture_output=True, check=True)
+    before = server.sent()
+    assert before >= sum(map(len, (MODEL | OTHERS).values()))
+    assert {file.place for file in run(card).files} == {"cached"}
+    check_whole(card.folder)
+    shutil.rmtree(card.folder)
+    asked = len(server.requests)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert {file.place for file in run(card).files} == {"cached"}
+    check_whole(card.folder)
+    assert (server.sent(), len(server.requests) - asked) == (before, 0)
 
 
 def test_a_cache_on_another_disk_is_linked_by_name(
@@ -730,14 +833,14 @@ def texts_below(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("place", ["HF_TOKEN", "HF_TOKEN_PATH", "HF_HOME"])
+@pytest.mark.parametrize("place", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HOME"])
 def test_the_token_goes_to_the_hub_alone(
     server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
 ) -> None:
     server.token = "hf_secret"
     file = {"HF_TOKEN_PATH": tmp_path / "my-token", "HF_HOME": tmp_path / "hf" / "token"}.get(place)
     if file is None:
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        monkeypatch.setenv(place, "hf_secret")
     else:
         file.parent.mkdir(exist_ok=True)
         file.write_text("hf_secret\n")
@@ -822,16 +925,33 @@ def test_offline_with_all_that_was_fetched(
     assert condition(styled) == "partly fetched"
 
 
+@pytest.mark.parametrize("shared", [False, True])
 def test_offline_with_all_in_the_cache(
-    server: HubServer, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HubServer, card: ModelCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
 ) -> None:
-    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL | OTHERS)
+    blobs = fill_cache(server, tmp_path / "hf" / "hub", MODEL | OTHERS, shared=shared)
     (blobs.parent / "refs").mkdir()
     (blobs.parent / "refs" / "main").write_text(server.branches[REPO, "main"])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run(card)
     check_whole(card.folder)
     assert server.requests == []
+
+
+def test_older_names_of_variables(tmp_path: Path) -> None:
+    """Those that Hugging Face's client still reads; the newer ones count more."""
+    older = {
+        "HUGGING_FACE_HUB_TOKEN": "hf_old", "HUGGINGFACE_HUB_CACHE": str(tmp_path / "old"), "TRANSFORMERS_OFFLINE": "1",
+    }  # fmt: skip
+    hub = Hub.from_environment(older)
+    assert (hub.cache, hub.offline) == (tmp_path / "old", True)
+    newer = {"HF_TOKEN": "hf\nnew", "HF_HUB_CACHE": str(tmp_path / "new"), "HF_HUB_OFFLINE": "0"}
+    assert Hub.from_environment(older | newer | {"HF_TOKEN": "hf_new"}).cache == tmp_path / "new"
+    assert not Hub.from_environment(older | newer | {"HF_TOKEN": "hf_new"}).offline
+    with pytest.raises(SettingsError, match="token in HF_TOKEN holds"):
+        Hub.from_environment(older | newer)
+    with pytest.raises(SettingsError, match="token in HUGGING_FACE_HUB_TOKEN holds"):
+        Hub.from_environment(older | {"HUGGING_FACE_HUB_TOKEN": "hf\nold"})
 
 
 @pytest.mark.parametrize(
@@ -884,6 +1004,17 @@ def test_redirects_that_lead_nowhere(server: HubServer, card: ModelCard, target:
     server.metadata_faults.extend(Fault(status=302, headers={"Location": target}) for _ in range(40))
     with pytest.raises(HubError):
         plan_of(card)
+
+
+def test_a_repository_that_was_renamed(server: HubServer, card: ModelCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub leads to its new name, at the same place, where the token goes too."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    server.token = "hf_secret"
+    server.metadata_faults.append(
+        Fault(status=307, headers={"Location": f"/api/models/{REPO}/revision/main?blobs=true"})
+    )
+    run(replace(card, download=replace(source_of(card), revision="old")))
+    check_whole(card.folder)
 
 
 def test_a_sign_in_page_is_no_list(server: HubServer, card: ModelCard) -> None:
@@ -1001,7 +1132,8 @@ def test_a_style_brings_its_lora(server: HubServer, styled: ModelCard) -> None:
 
 
 def test_styles_are_a_part(server: HubServer, styled: ModelCard) -> None:
-    run(styled, parts=["vae"])
+    licenses = run(styled, parts=["vae"]).licenses
+    assert licenses == (("z-image-turbo", REPO, "Apache-2.0"),)
     assert not (styled.folder / "loras").exists()
     assert condition(styled) == "partly fetched"
     run(styled, parts=["styles"])
@@ -1013,9 +1145,48 @@ def test_styles_are_a_part(server: HubServer, styled: ModelCard) -> None:
         plan_of(replace(styled, styles=MappingProxyType({})), parts=["styles"])
 
 
+def test_a_model_is_whole_without_its_styles(server: HubServer, styled: ModelCard) -> None:
+    """Nobody has to take somebody else's LoRAs; those that are here stay known."""
+    parts = ["text_encoder", "transformer", "vae"]
+    run(styled, parts=parts)
+    check_whole(styled.folder)
+    assert condition(styled) == "verified"
+    run(styled)
+    run(styled, parts=parts)
+    check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
+
+
+def test_styles_may_share_a_lora(server: HubServer, styled: ModelCard) -> None:
+    """At another weight, or in other words. It is one file."""
+    (style,) = styled.styles.values()
+    both = replace(styled, styles=MappingProxyType({"line": style, "thin": replace(style, weight=0.5)}))
+    plan = run(both)
+    assert [file.remote.path for file in plan.files].count("loras/line.safetensors") == 1
+    check_whole(both.folder, MODEL | {"loras/line.safetensors": LORA})
+    assert server.sent("line.safetensors") == len(LORA)
+
+
+def test_a_style_that_is_not_given_out_any_more(server: HubServer, styled: ModelCard) -> None:
+    """The model is fetched all the same: it does not hang on a repository of somebody else's."""
+    gone = with_style(styled, repo="somebody/gone")
+    plan = run(gone)
+    check_whole(gone.folder)
+    assert condition(gone) == "verified"
+    assert [name for name, _ in plan.unavailable] == ["line"]
+    assert "somebody/gone is not there, or private" in plan.unavailable[0][1]
+    assert [repo for _, repo, _ in plan.licenses] == [REPO]
+    with pytest.raises(HubError, match="somebody/gone is not there, or private"):
+        plan_of(gone, parts=["styles"])
+    assert run(styled).unavailable == ()
+    check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
+
+
 def test_a_lora_that_is_not_what_the_card_says(server: HubServer, styled: ModelCard, card: ModelCard) -> None:
     with pytest.raises(DamagedFileError, match=r"v2/line\.safetensors of somebody/lines has sha256 .* pins 0000"):
         plan_of(with_style(card, sha256=64 * "0"))
+    clashing = replace(styled.styles["line"], lora=VAE)
+    with pytest.raises(DownloadError, match=rf"puts somebody/lines where the model has a file of its own, at {VAE}"):
+        plan_of(replace(styled, styles=MappingProxyType({"line": clashing})))
     with pytest.raises(DownloadError, match=r"has no v3/line\.safetensors, which a style"):
         plan_of(with_style(card, file="v3/line.safetensors"))
     run(with_style(card, sha256=sha256(LORA)))
@@ -1071,17 +1242,35 @@ def test_files_of_another_repository_in_a_folder(
 def test_the_built_in_cards_name_what_makes_up_a_model(server: HubServer, card: ModelCard, tmp_path: Path) -> None:
     """Files of the published repositories' names, as far as the cards go."""
     cards = built_in_cards(tmp_path / "data" / "models")
+    loras = {
+        "tarn59/pixel_art_style_lora_z_image_turbo": "pixel_art_style_z_image_turbo.safetensors",
+        "ostris/z_image_turbo_childrens_drawings": "z_image_turbo_childrens_drawings.safetensors",
+    }
+    sources = {style.source.repo: style.source for style in cards["z-image-turbo"].styles.values() if style.source}
+    assert {repo: source.file for repo, source in sources.items()} == loras
+    for repo, file in loras.items():
+        server.push(repo, {file: repo.encode(), "README.md": b"-"}, commit=sources[repo].revision)
+    styles = {f"loras/{file}": repo.encode() for repo, file in loras.items()}
+    turbo = cards["z-image-turbo"]
+    plan = run(turbo)
+    check_whole(turbo.folder, MODEL | styles)
+    assert plan.commit == PINNED
+    assert plan.licenses[1:] == tuple(
+        (name, repo, "Apache-2.0") for name, repo in zip(("pixel_art", "childrens_drawing"), loras, strict=True)
+    )
     server.push("dimitribarbot/Z-Image-Turbo-BF16", MODEL | OTHERS)
     run(cards["z-image-turbo-bf16"])
-    check_whole(cards["z-image-turbo-bf16"].folder)
+    check_whole(cards["z-image-turbo-bf16"].folder, MODEL | styles)
     comfy = cards["z-image-turbo-comfyui"]
     weights = {file.relative_to(comfy.folder).as_posix(): file.name.encode() for file in comfy.files}
     server.push(
-        "Comfy-Org/z_image_turbo", weights | {"split_files/diffusion_models/z_image_turbo_nvfp4.safetensors": b"-"}
+        "Comfy-Org/z_image_turbo",
+        weights | {"split_files/diffusion_models/z_image_turbo_nvfp4.safetensors": b"-"},
+        commit=source_of(comfy).revision,
     )
     run(comfy)
     tokenizer = {name: data for name, data in MODEL.items() if name.startswith("tokenizer/")}
-    check_whole(comfy.folder, weights | tokenizer)
+    check_whole(comfy.folder, weights | tokenizer | styles)
     assert comfy.present
     assert condition(comfy) == "verified"
 
@@ -1099,9 +1288,12 @@ def test_the_built_in_card_of_sdxl(server: HubServer, card: ModelCard, tmp_path:
               "text_encoder/openvino_model.xml", "unet/model.onnx", "vae/config.json",
               "vae/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.fp16.safetensors",
               "vae_1_0/config.json", "README.md")  # fmt: skip
-    server.push("stabilityai/stable-diffusion-xl-base-1.0", wanted | dict.fromkeys(others, b"-"))
+    pins = {each.repo: each.revision for each in (source_of(sdxl), *source_of(sdxl).also)}
+    base = "stabilityai/stable-diffusion-xl-base-1.0"
+    server.push(base, wanted | dict.fromkeys(others, b"-"), commit=pins[base])
     tuned = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"tuned"}
-    server.push("madebyollin/sdxl-vae-fp16-fix", tuned | {"sdxl_vae.safetensors": b"-", "README.md": b"-"})
+    fixed = "madebyollin/sdxl-vae-fp16-fix"
+    server.push(fixed, tuned | {"sdxl_vae.safetensors": b"-", "README.md": b"-"}, commit=pins[fixed])
     licenses = plan_of(sdxl).licenses
     assert [(repo, "openrail++" in text or text) for _, repo, text in licenses] == [
         ("stabilityai/stable-diffusion-xl-base-1.0", True), ("madebyollin/sdxl-vae-fp16-fix", "MIT"),

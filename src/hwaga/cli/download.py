@@ -112,6 +112,8 @@ def _show(plan: Plan, console: Console) -> None:
     for name, repo, license in plan.licenses:
         console.print(Text(f"Licence of {name} ({repo}): {license or 'not said on the card'}"), soft_wrap=True)
     console.print(table)
+    for name, reason in plan.unavailable:
+        console.print(Text(f"The style {name} is left out: {reason}"), soft_wrap=True)
     summary = f"{_size(plan.to_fetch)} to fetch; with a tenth to spare, {_size(plan.space_needed)} of free disk."
     console.print(summary if plan.to_fetch else "Nothing to fetch.")
 
@@ -134,4 +136,5 @@ def _describe(plan: Plan) -> dict[str, Any]:
         ],
         "left_out": list(plan.left_out),
         "licenses": [{"of": name, "repo": repo, "license": text} for name, repo, text in plan.licenses],
+        "unavailable_styles": [{"style": name, "reason": reason} for name, reason in plan.unavailable],
     }  # fmt: skip

@@ -68,8 +68,13 @@ def list_(model: Model = None, as_json: Json = False) -> None:
     for entry in entries:
         there = entry.file.is_file()
         size = gibibytes(entry.file.stat().st_size) if there else "not there"
+        license = f"{entry.source.license}, {entry.source.repo}" if entry.source else ""
         table.add_row(
-            Text(entry.name), size, Text(f"of {entry.model}" if entry.model else "yours"), Text(str(entry.file))
+            Text(entry.name),
+            size,
+            Text(f"of {entry.model}" if entry.model else "yours"),
+            Text(license),
+            Text(str(entry.file)),
         )
     Console(highlight=False).print(table)
     if not entries:
@@ -84,4 +89,11 @@ def remove(name: Annotated[str, typer.Argument(help="What it is called.")]) -> N
 
 def _describe(entry: LoraEntry) -> dict[str, Any]:
     size = entry.file.stat().st_size if entry.file.is_file() else None
-    return {"name": entry.name, "file": str(entry.file), "bytes": size, "model": entry.model}
+    return {
+        "name": entry.name,
+        "file": str(entry.file),
+        "bytes": size,
+        "model": entry.model,
+        "license": entry.source.license if entry.source else None,
+        "source": entry.source.repo if entry.source else None,
+    }

@@ -42,7 +42,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
         table.add_row("what", Text(f"{card.title}. {card.license}"))
         table.add_row("weights", Text(f"{gibibytes(2 * _parameters(card))} in bfloat16, in {card.folder}"))
         table.add_row("sizes", ", ".join(f"{name} {width}x{height}" for name, (width, height) in card.aspects.items()))
-        table.add_row("styles", ", ".join(card.styles) or "–")
+        table.add_row("styles", Text(", ".join(_style(card, name) for name in card.styles) or "–"))
         table.add_row("source", Text(card.source))
         console.print(table)
 
@@ -108,6 +108,16 @@ def _state(card: ModelCard) -> str:
     return state
 
 
+def _style(card: ModelCard, name: str) -> str:
+    """A style's name; with what its weights are, their licence and whether they are there, where others made them."""
+    style = card.styles[name]
+    if style.source is None or style.file is None:
+        return name
+    kind = "LoRA" if style.lora else "checkpoint"
+    there = "" if (card.folder / style.file).is_file() else ", not fetched"
+    return f"{name} ({kind} of {style.source.repo}, {style.source.license}{there})"
+
+
 def _parameters(card: ModelCard) -> int:
     return sum(part.parameters for part in card.parts.values())
 
@@ -126,4 +136,9 @@ def _describe(card: ModelCard) -> dict[str, Any]:
         "steps": card.steps,
         "aspects": {name: list(size) for name, size in card.aspects.items()},
         "styles": {name: dict(style.title) for name, style in card.styles.items()},
+        "style_sources": {
+            name: asdict(style.source) | {"present": style.file is not None and (card.folder / style.file).is_file()}
+            for name, style in card.styles.items()
+            if style.source is not None
+        },
     }

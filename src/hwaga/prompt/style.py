@@ -92,10 +92,9 @@ def route(name: str, *, library: Library, card: ModelCard, family: str, fallback
     if file.is_file():
         return replace(routed, loras=(LoraUse(file.stem, style.weight),))
     if not fallback:
-        again = f" or fetch the model again ({card.source})" if card.source else ""
         raise StyleError(
-            f"The style {name} of {card.name} needs its LoRA, and {file} is not there. Put the file there{again}; or go on "
-            "without it: --style-fallback, style_fallback=True."
+            f"The style {name} of {card.name} needs its LoRA, and {file} is not there. {card.remedy_for_style(style)}; or "
+            "go on without it: --style-fallback, style_fallback=True."
         )
     return replace(routed, notes=(f"Style {name} goes without its LoRA: {file} is not there.",))
 

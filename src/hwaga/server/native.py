@@ -360,12 +360,14 @@ async def get_image(
 
 @router.get("/styles", tags=["words"], summary="The styles there are")
 async def list_styles(front: TheFront, _: Owner, model: OfModel = None) -> list[Entry]:
-    """Those of the packs and of the model."""
+    """Those of the packs and of the model. One that is nothing but a LoRA that is not there is left out."""
     served = front.model(model)
     packs, own = served.library.styles, served.card.styles
     entries = []
     for name in dict.fromkeys([*packs, *own]):
         lora = served.card.folder / (own[name].lora or "") if name in own and own[name].lora else None
+        if name not in packs and lora is not None and not lora.is_file():
+            continue
         titles = packs[name].titles if name in packs else own[name].title
         aliases = list(packs[name].aliases) if name in packs else []
         entries.append(Entry(name=name, title=dict(titles), aliases=aliases, lora=lora.stem if lora else None))

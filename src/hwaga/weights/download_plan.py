@@ -13,7 +13,7 @@ from typing import Literal
 
 from hwaga.card_styles import Style
 from hwaga.cards import STYLES, ModelCard
-from hwaga.errors import DamagedFileError, DiskSpaceError, DownloadError
+from hwaga.errors import DamagedFileError, DiskSpaceError, DownloadError, HubError
 from hwaga.hub_sources import Download
 from hwaga.weights.hub import Hub, RemoteFile
 from hwaga.weights.offline import Offline
@@ -57,6 +57,7 @@ class Plan:
         others: files of the model's other parts.
         left_out: paths that the card's patterns name and that are never fetched, because of their kind.
         licenses: what is fetched (the model, a style), its repository and its licence.
+        unavailable: names of styles whose weights the hub does not give out, each with why.
     """
 
     repo: str
@@ -66,6 +67,7 @@ class Plan:
     others: tuple[RemoteFile, ...]
     left_out: tuple[str, ...]
     licenses: tuple[tuple[str, str, str], ...]
+    unavailable: tuple[tuple[str, str], ...]
 
     @property
     def to_fetch(self) -> int:
@@ -99,13 +101,14 @@ def make_plan(
     Args:
         folder: where it goes; the card's folder when left out.
         parts: names of the parts to fetch, ``STYLES`` for the styles' LoRAs; all when empty. Files of no part are always
-            fetched.
+            fetched. A style that the hub does not give out is left out, as the model is whole without; unless the styles were
+            asked for by name.
         revision: a branch, tag or commit in place of the card's, of its main repository.
 
     Raises:
         DownloadError: the model cannot be fetched, or not from there.
     """
-    source, loras = card.download, [style for style in card.styles.values() if style.source is not None]
+    source, loras = card.download, {name: style for name, style in card.styles.items() if style.source is not None}
     if source is None:
         reason = "it comes with Hwaga" if card.present else "its card has no [download] table"
         raise DownloadError(f"{card.name} is not fetched: {reason}.")
@@ -122,7 +125,19 @@ def make_plan(
         commit, files = _listed(each, listing, card.name)
         commits.append(commit)
         included = {**files, **included}
-    fetched_loras = [_lora(style, listing) for style in loras]
+    found: dict[str, RemoteFile] = {}
+    unavailable: list[tuple[str, str]] = []
+    for name, style in loras.items():
+        try:
+            found[name] = _lora(style, listing)
+        except HubError as error:
+            if STYLES in parts:
+                raise
+            unavailable.append((name, str(error)))
+    fetched_loras = [*{file.path: file for file in found.values()}.values()]  # styles may share one
+    for file in fetched_loras:
+        if file.path in included:
+            raise DownloadError(f"The card puts {file.repo} where the model has a file of its own, at {file.path}.")
     if offline is not None:
         offline.check_whole({**included, **{file.path: file for file in fetched_loras}})
     wanted = [included[path] for path in sorted(included) if path.endswith(SUFFIXES)] + fetched_loras
@@ -131,11 +146,12 @@ def make_plan(
     ]
     chosen = [pattern for name in parts for pattern in source.parts.get(name, ())]
     others = [file for file in wanted if _matches(file.path, skipped) and not _matches(file.path, chosen)]
-    if parts and STYLES not in parts:
-        others += fetched_loras
+    extras = fetched_loras if parts and STYLES not in parts else []
     try:
         marker = Verified.read(folder)
-        planned = tuple(_placed(file, folder, marker, hub) for file in wanted if file not in others)
+        planned = tuple(_placed(file, folder, marker, hub) for file in wanted if file not in [*others, *extras])
+        # The model lacks nothing without them; but those that are here are kept an eye on.
+        others += [file for file in extras if _placed(file, folder, marker, hub).place == "verified"]
     except OSError as error:
         raise disk_error(error, folder) from error
     return Plan(
@@ -152,8 +168,13 @@ def make_plan(
                 for each in source.also
                 if each.license
             ),
-            *((name, style.source.repo, style.source.license) for name, style in card.styles.items() if style.source),
+            *(
+                (name, style.source.repo, style.source.license)
+                for name, style in loras.items()
+                if style.source and name in found and not extras
+            ),
         ),
+        unavailable=tuple(unavailable),
     )
 
 

@@ -1,8 +1,8 @@
 """The wire to a model hub: what a repository holds, and byte ranges of its files.
 
 The variables are those of Hugging Face's own client: HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HOME, HF_HUB_CACHE and
-HF_HUB_OFFLINE; proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, and SSL_CERT_FILE names other certificates. The token
-goes to the endpoint itself and to nobody else, whatever redirects say, and into no message.
+HF_HUB_OFFLINE, some of which have older names too; proxies come from HTTP_PROXY, HTTPS_PROXY and NO_PROXY, and SSL_CERT_FILE
+names other certificates. The token goes to the endpoint itself and to nobody else, whatever redirects say, and into no message.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class Hub:
         Raises:
             SettingsError: a variable or the token's file is not good.
         """
-        offline = environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+        told = environment.get("HF_HUB_OFFLINE") or environment.get("TRANSFORMERS_OFFLINE", "")
+        offline = told.upper() in ("1", "ON", "YES", "TRUE")
         caches = environment.get("XDG_CACHE_HOME") or "~/.cache"
         home = _path(environment.get("HF_HOME") or f"{caches}/huggingface")
         endpoint = (environment.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
@@ -102,8 +103,11 @@ class Hub:
             good = False
         if not good:
             raise SettingsError(f"HF_ENDPOINT must be an address such as https://huggingface.co, not {endpoint!r}.")
-        token, source = environment.get("HF_TOKEN", ""), "HF_TOKEN"
-        if not token:
+        for source in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            token = environment.get(source, "")
+            if token:
+                break
+        else:
             file = _path(environment.get("HF_TOKEN_PATH") or str(home / "token"))
             source = str(file)
             try:
@@ -114,7 +118,7 @@ class Hub:
                 raise SettingsError(f"The token in {file} cannot be read: {type(error).__name__}.") from None
         if not re.fullmatch(r"[!-~]*", token.strip()):  # it would break the header, and the message would show it
             raise SettingsError(f"The token in {source} holds characters that no token has. Copy it anew.")
-        cache = _path(environment.get("HF_HUB_CACHE") or str(home / "hub"))
+        cache = _path(environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or str(home / "hub"))
         return cls(endpoint, token.strip(), cache, offline=offline)
 
     def list_files(self, repo: str, revision: str) -> tuple[str, list[RemoteFile]]:
@@ -148,6 +152,11 @@ class Hub:
                 f"{self.endpoint} answered with something else than the files of {repo}. "
                 "Open it in a browser: a proxy or a sign-in page may stand between."
             )
+        if re.fullmatch(r"[0-9a-f]{40}", revision) and commit != revision:
+            raise HubError(
+                f"{self.endpoint} was asked for {repo} at {revision} and answered with {commit}. Use another mirror, or unset "
+                "HF_ENDPOINT."
+            )
         return commit, [replace(file, repo=repo, commit=commit) for file in files]
 
     def stream(self, file: RemoteFile, start: int, end: int, *, whole: bool) -> Generator[bytes, None, None]:
@@ -171,8 +180,7 @@ class Hub:
             total = _total(response, start)
             if total is None and (start, end) != (0, file.size):
                 raise RangesIgnored
-            length = response.headers.get("Content-Length", "")
-            total = int(length) if total is None and length.isdecimal() else total
+            total = _decimal(response.headers.get("Content-Length", "")) if total is None else total
             if total not in (None, file.size):
                 raise Unanswered(f"{_host(response.url)} has {total} bytes in place of {file.size}")
             pace = Pace()
@@ -269,7 +277,7 @@ def _remote_file(entry: dict[str, Any]) -> RemoteFile:
     path, lfs = entry["rfilename"], entry.get("lfs")
     sha256 = lfs["sha256"] if lfs else None
     size, blob = (lfs or entry)["size"], sha256 or entry["blobId"]
-    good = isinstance(path, str) and type(size) is int and size >= 0
+    good = isinstance(path, str) and type(size) is int and 0 <= size < 2**63
     if not good or not re.fullmatch(r"[0-9a-f]{64}" if lfs else r"[0-9a-f]{40}", blob):
         raise ValueError(path)
     return RemoteFile(path, size, sha256, blob)
@@ -283,21 +291,27 @@ def _total(response: http.client.HTTPResponse, start: int) -> int | None:
     """
     if response.status == HTTPStatus.OK:
         return None
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    found = re.fullmatch(r"bytes (\d{1,19})-\d{1,19}/(\d{1,19})", response.headers.get("Content-Range", ""))
     if response.status != HTTPStatus.PARTIAL_CONTENT or found is None or int(found[1]) != start:
         raise Unanswered(f"{_host(response.url)} sent another range than was asked for")
     return int(found[2])
+
+
+def _decimal(value: str) -> int | None:
+    """A number of bytes or seconds; None for what is none, or longer than Python cares to read."""
+    return int(value) if re.fullmatch(r"\d{1,19}", value, re.ASCII) else None
 
 
 def _retry_after(value: str | None) -> float | None:
     """Seconds to wait by a Retry-After header, which holds seconds or a date."""
     if not value:
         return None
-    if value.isdecimal():
-        return float(value)
+    seconds = _decimal(value)
+    if seconds is not None:
+        return float(seconds)
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

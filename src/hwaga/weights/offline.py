@@ -117,10 +117,14 @@ def _commit(place: Path, revision: str) -> str:
 
 
 def _snapshot(place: Path, repo: str, commit: str) -> dict[str, RemoteFile]:
-    """The files that the cache has of a commit, by path. What leads to no file named after its content is left out."""
+    """The files that the cache has of a commit, by path. What leads to no file named after its content is left out.
+
+    A link leads to ``blobs`` of the repository, where names are those of contents. That may be a link too, to what all
+    repositories share; there names are hashes of another kind.
+    """
     folder, files = place / "snapshots" / commit, dict[str, RemoteFile]()
     for link in folder.rglob("*") if commit else ():
-        blob, path = link.resolve().name, link.relative_to(folder).as_posix()
+        blob, path = link.readlink().name if link.is_symlink() else "", link.relative_to(folder).as_posix()
         size = _size(link)
         if size is not None and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob) and link.is_file():
             files[path] = RemoteFile(path, size, blob if len(blob) == 64 else None, blob, repo, commit)
