@@ -4,9 +4,9 @@
 
 A checkpoint of SDXL's shape in float16 is written in diffusers' layout and opened by both, which then draw in turn: 1024×1024,
 40 steps, guidance 5, Euler, prompt to pixels. Then what each stage takes beside the weights, measured and foretold; then
-pictures
-uncapped and under caps of GPU memory, whose bytes must not differ; and last Z-Image Turbo at its 8 steps beside SDXL at its 40.
-``--tiny`` is the same with small networks, on a CPU too, to try the script. The figures go to ``results/gpu_sdxl.json``.
+pictures uncapped and under caps of GPU memory, whose bytes must not differ; and last Z-Image Turbo at its 8 steps beside SDXL
+at its 40. ``--tiny`` is the same with small networks, on a CPU too, to try the script. The figures go to
+``results/gpu_sdxl.json``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import hashlib
 import json
 import lzma
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ import torch
 from gpu_full import PROMPT, psnr, timed, write_checkpoint
 from PIL import Image
 from report import spread, write_report
+from safetensors.torch import save_file
 
 from hwaga import DoesNotFitError, Engine, ImageRequest
 from hwaga.families.family import Course, Picture
@@ -111,6 +113,39 @@ def write_tokenizer(folder: Path, pad: str) -> None:
     config = {**marks, "model_max_length": 77, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "special_tokens_map.json").write_text(json.dumps(marks))
+
+
+def write_sdxl_lora(path: Path, checkpoint: Path, seed: int, *, kohya: bool, rank: int = 16, device: str) -> None:
+    """Random factors for every linear layer in the blocks of all three networks, spelled as diffusers or kohya do."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.device("meta"):
+        networks = {
+            "unet": UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(checkpoint / "unet")),
+            "text_encoder": CLIPTextModel(CLIPTextConfig.from_pretrained(checkpoint / "text_encoder")),
+            "text_encoder_2": CLIPTextModelWithProjection(
+                CLIPTextConfig.from_pretrained(checkpoint / "text_encoder_2")
+            ),
+        }
+    prefixes = dict(zip(networks, ("lora_unet_", "lora_te1_", "lora_te2_"), strict=True))
+    down, up = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
+    options: Any = {"generator": torch.Generator(device).manual_seed(seed), "device": device}
+    tensors = {}
+    for part, network in networks.items():
+        for found, layer in network.named_modules():
+            if not isinstance(layer, torch.nn.Linear) or not re.search(
+                r"transformer_blocks\.|encoder\.layers\.", found
+            ):
+                continue
+            name = found if part == "unet" else f"text_model.{found.removeprefix('text_model.')}"
+            stem = prefixes[part] + name.replace(".", "_") if kohya else f"{part}.{name}"
+            first = torch.randn(rank, layer.in_features, **options) / layer.in_features**0.5
+            second = torch.randn(layer.out_features, rank, **options) * 0.1 / rank**0.5
+            tensors |= {f"{stem}.{down}.weight": first.half().cpu(), f"{stem}.{up}.weight": second.half().cpu()}
+            if kohya:
+                tensors[f"{stem}.alpha"] = torch.tensor(float(rank))
+    save_file(tensors, path)
 
 
 def open_reference(folder: Path, device: str, dtype: torch.dtype) -> Any:

@@ -434,6 +434,31 @@ def test_by_folder_without_a_card(checkpoint: Path, pipeline: str) -> None:
     assert (card.license, card.source, dict(card.styles), card.preview) == ("", "", {}, None)
 
 
+def test_styles_beside_a_model(checkpoint: Path) -> None:
+    """Their owner adds them to a model that has no card of its own, and the style that is a checkpoint is found there."""
+    own = checkpoint / "styles.toml"
+    own.write_text('[styles.film]\ntitle = { en = "Film" }\ncheckpoint = "styles/film.safetensors"\n')
+    card = find_card(checkpoint, MODELS)
+    assert list(card.styles) == ["film"]
+    assert card.address == str(checkpoint.resolve())
+    film = find_card(f"{card.address}:film", MODELS)
+    assert (film.name, film.files) == ("my model:film", (checkpoint.resolve() / "styles/film.safetensors",))
+    with pytest.raises(CheckpointError, match=r"Mend `checkpoint` of \[styles\.film\] in styles\.toml of my model"):
+        film.check_present()
+    for text, says in {
+        "[styles": "cannot be read",
+        "[film]\n": "film is not a key of a model card",
+        "[styles.film]\n": r"styles\.film\.title is missing",
+        '[styles.film]\ntitle = {}\nlora = "../film.safetensors"\n': "must lie below the card's folder",
+        "".join(
+            f'[styles.{name}]\ntitle = {{}}\nlora = "{name}/one.safetensors"\n' for name in "ab"
+        ): "are called alike",
+    }.items():
+        own.write_text(text)
+        with pytest.raises(CardError, match=rf"styles\.toml.* {says}"):
+            find_card(checkpoint, MODELS)
+
+
 def test_by_folder_below_home_and_below_here(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(checkpoint.parent))
     assert find_card("~/my model", MODELS).folder == checkpoint.resolve()

@@ -38,7 +38,8 @@ from torch import Tensor
 import hwaga.weights.conversion as conversion_module
 import hwaga.weights.shards as shards_module
 from hwaga import Engine, ImageRequest
-from hwaga.cards import ModelCard, Style
+from hwaga.card_styles import Style
+from hwaga.cards import ModelCard
 from hwaga.convert import ConversionPlan, convert, plan_conversion
 from hwaga.errors import CheckpointError, ConversionError, DiskSpaceError
 from hwaga.model_lookup import find_card

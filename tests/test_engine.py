@@ -37,7 +37,7 @@ from hwaga import (
     Step,
     UnknownModelError,
 )
-from hwaga.cards import Style
+from hwaga.card_styles import Style
 from hwaga.families.z_image.family import ZImageModel
 
 CARD = """

@@ -256,12 +256,28 @@ def test_opening_loads_as_many_as_fit_beside_each_other(whole: int, monkeypatch:
 
 
 def test_what_cannot_be_opened_together(tmp_path: Path) -> None:
+    loaded: list[int] = []
     with pytest.raises(ModelError, match=r"Two of the models are called 'mini'\. Give one of them a card"):
-        Engines.open(["mini", small_card()], device="cpu")
+        Engines.open(["mini", small_card()], device="cpu", progress=lambda done, _: loaded.append(done))
+    assert loaded == [], "nothing is read in vain"
     with pytest.raises(ModelError, match="no model to open"):
         Engines.open([], device="cpu")
     with pytest.raises(UnknownModelError):
         Engines.open(["mini", "no-such-model"], device="cpu", settings=Settings(data_dir=str(tmp_path)))
+    told: list[tuple[Any, str]] = []
+    absent = replace(small_card("absent"), folder=tmp_path)
+
+    def left_out(model: Any, error: ModelError) -> None:
+        told.append((model, str(error)))
+
+    models = ["no-such-model", small_card("one"), absent]
+    settings = Settings(data_dir=str(tmp_path))
+    with Engines.open(models, device="cpu", settings=settings, left_out=left_out) as rest:
+        assert rest.names == ["one"]
+        assert [model for model, _ in told] == ["no-such-model", absent]
+    with pytest.raises(UnknownModelError, match="no-such-model"):
+        Engines.open([models[0], absent], device="cpu", settings=settings, left_out=left_out)
+    assert len(told) == 2, "of these there is nothing to open"
     with Engines.open([None], device="cpu") as one:
         with pytest.raises(UnknownModelError, match=r"There is no model 'sdxl' here\. There is mini\."):
             one["sdxl"]

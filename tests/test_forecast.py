@@ -158,6 +158,7 @@ def test_locked_memory_keeps_to_the_hosts(settings: Settings) -> None:
         ({"request": ImageRequest("a fox", aspect="7:1")}, SizeError),
         ({"request": ImageRequest("a fox", width=1000, height=1000)}, SizeError),
         ({"request": ImageRequest("a fox", steps=9999)}, RequestError),
+        ({"request": ImageRequest("a fox", guidance=4)}, RequestError),
     ],
 )
 def test_what_no_engine_takes_is_refused(

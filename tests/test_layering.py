@@ -26,6 +26,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "hwaga"
 
 FOUNDATION = frozenset(
     {
+        "card_styles",
         "card_toml",
         "cards",
         "errors",

@@ -26,7 +26,7 @@ from placed import (
 from torch import Tensor
 
 from hwaga import DeviceMemoryError, DoesNotFitError, Engine, ImageRequest, RequestError, Result, Step, placement
-from hwaga.families.z_image import memory_use
+from hwaga.families import tiles
 from hwaga.memory.residency import Residency
 
 TEXT = ImageRequest("a red apple", width=64, height=64, seed=1, steps=3)
@@ -306,7 +306,7 @@ def test_interleaved_streams_under_a_tight_plan(
 def test_a_stream_keeps_its_own_tiles(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is planned for those that run beside it."""
     wide = ImageRequest("a wide cat", width=640, height=64, seed=5, steps=2)
-    monkeypatch.setattr(memory_use, "TILES", (256,))
+    monkeypatch.setattr(tiles, "TILES", (256,))
     tightest = least(monkeypatch, engine, [wide])
     give(monkeypatch, tightest)
     tiled = engine.generate(wide).image.tobytes()

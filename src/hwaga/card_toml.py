@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hwaga.cards import ModelCard, Style
+from hwaga.card_styles import Style
+from hwaga.cards import ModelCard
 from hwaga.hub_sources import LoraSource
 
 

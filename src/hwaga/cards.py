@@ -15,8 +15,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
+from hwaga.card_styles import STYLES_FILE, Style, read_styles, read_styles_file
 from hwaga.errors import CardError, CheckpointError, RequestError, SizeError, StyleError
-from hwaga.hub_sources import Download, LoraSource, read_download, read_lora_source
+from hwaga.hub_sources import Download, read_download
 from hwaga.prompt_form import FORMS
 from hwaga.request import MAX_GUIDANCE, SAMPLERS, ImageRequest
 from hwaga.toml_table import Table
@@ -42,34 +43,6 @@ class Part:
     """
 
     parameters: int
-
-
-@dataclass(frozen=True)
-class Style:
-    """A look that the model can be given.
-
-    Attributes:
-        title: its name for people, by language.
-        lora: file of the LoRA below the card's folder, or None for the base model's own look.
-        checkpoint: file or folder below the card's folder with a whole model of this look, or None.
-        weight: of the LoRA; 1 is as trained.
-        wording: what is written into the prompt in place of the pack's words for this style; None for the pack's.
-        steps: steps that suit its LoRA; None for the model's own default.
-        source: where its LoRA or checkpoint is fetched from, if it is.
-    """
-
-    title: Mapping[str, str]
-    lora: str | None
-    weight: float = 1.0
-    wording: str | None = None
-    steps: int | None = None
-    source: LoraSource | None = None
-    checkpoint: str | None = None
-
-    @property
-    def file(self) -> str | None:
-        """What it takes in weights, below the card's folder."""
-        return self.lora or self.checkpoint
 
 
 @dataclass(frozen=True)
@@ -115,7 +88,7 @@ class ModelCard:
         guidance: how much its pictures follow their prompts unless a request says so; None for a model that is drawn without
             guidance, and so has no negative prompt.
         samplers: that may be chosen from, its default first; empty where there is no choice.
-        path: the file that it was read from; None for one that is known by its name.
+        path: the file that it was read from, or the model itself where it has none; None for one that is known by its name.
         remedy: what to do where its files are not there, if that is not the usual.
     """
 
@@ -141,7 +114,7 @@ class ModelCard:
 
     @property
     def address(self) -> str:
-        """What leads to it on this machine: its name, or the card's file."""
+        """What leads to it on this machine: its name, the card's file, or the model's own."""
         if self.path is None:
             return self.name
         # Messages are shown to clients of a server too, less the model's folder. Nothing beyond it is theirs to see.
@@ -206,8 +179,20 @@ class ModelCard:
             styles=MappingProxyType({name: replace(style, checkpoint=None, source=None)}),
             download=None,
             path=None,
-            remedy=f"{fetching} `checkpoint` of [styles.{name}] in the card of {self.name}.",
+            remedy=f"{fetching} `checkpoint` of [styles.{name}] in {self._styles_place} of {self.name}.",
         )
+
+    def with_styles_beside(self) -> ModelCard:
+        """The card with the styles of a file beside the model, if there is one, which count where both have one of a name.
+
+        Raises:
+            CardError: with the file and what is wrong in it.
+        """
+        return replace(self, styles=read_styles_file(self.folder / STYLES_FILE, self.styles))
+
+    @property
+    def _styles_place(self) -> str:
+        return "the card" if self.path is not None and self.path.suffix == ".toml" else STYLES_FILE
 
     def size_of(self, aspect: str) -> tuple[int, int]:
         """Width and height of a shape by name.
@@ -318,7 +303,7 @@ def _card(table: Table, folder: Path) -> ModelCard:
         aspects=MappingProxyType(_aspects(table.table("aspects"))),
         limits=limits,
         parts=MappingProxyType({name: _part(part) for name, part in table.table("parts").tables().items()}),
-        styles=MappingProxyType({name: _style(style) for name, style in table.table("styles", {}).tables().items()}),
+        styles=read_styles(table),
         download=read_download(table.table("download")) if "download" in table.values else None,
         preview=_preview(table.get("preview", list, [])),
         own_words_only=table.get("own_words_only", bool, False),
@@ -326,18 +311,6 @@ def _card(table: Table, folder: Path) -> ModelCard:
         samplers=_samplers(table.get("samplers", list, [])),
     )
     table.close()
-    loras = [Path(style.lora).stem for style in card.styles.values() if style.lora is not None]
-    if len(set(loras)) < len({style.lora for style in card.styles.values() if style.lora is not None}):
-        raise CardError(
-            "Two of the styles' LoRAs are called alike, in different folders. Requests name them by their files' names."
-        )
-    sources: dict[str | None, LoraSource] = {}
-    for name, style in card.styles.items():
-        if style.source is not None and sources.setdefault(style.file, style.source) != style.source:
-            raise CardError(
-                f"styles.{name}.source is another than that of a style before it, and both go to {style.file}. Give one "
-                'another place, such as lora = "loras/other.safetensors".'
-            )
     for part in card.download.parts if card.download else ():
         if part not in card.parts:
             raise CardError(f"download.parts.{part} is none of the model's parts. They are {', '.join(card.parts)}.")
@@ -403,36 +376,6 @@ def _part(table: Table) -> Part:
     part = Part(parameters=table.count("parameters"))
     table.close()
     return part
-
-
-def _style(table: Table) -> Style:
-    titles = table.table("title")
-    source = read_lora_source(table.table("source")) if "source" in table.values else None
-    place = f"loras/{Path(source.file).name}" if source else ""
-    checkpoint = table.get("checkpoint", str, "")
-    style = Style(
-        title=MappingProxyType({language: titles.get(language, str) for language in titles.values}),
-        lora=table.get("lora", str, "" if checkpoint else place) or None,
-        checkpoint=checkpoint or None,
-        weight=float(table.get("weight", (int, float), 1.0)),
-        wording=table.get("wording", str) if "wording" in table.values else None,
-        steps=table.count("steps") if "steps" in table.values else None,
-        source=source,
-    )
-    if not -10 <= style.weight <= 10:
-        raise CardError(f"{table.where}weight must be from -10 to 10, not {style.weight:g}.")
-    if style.lora is not None and style.checkpoint is not None:
-        raise CardError(f"{table.where}checkpoint and lora exclude each other: a style is one or the other.")
-    for key, file in (("lora", style.lora), ("checkpoint", style.checkpoint)):
-        if file is not None and (Path(file).is_absolute() or ".." in Path(file).parts):
-            raise CardError(f"{table.where}{key} must lie below the card's folder, not at {file!r}.")
-    if source is not None and style.file is not None and not style.file.endswith(".safetensors"):
-        key = "lora" if style.lora else "checkpoint"
-        raise CardError(
-            f"{table.where}{key} must be a .safetensors file where it has a source, which is one; not {style.file!r}."
-        )
-    table.close()
-    return style
 
 
 def _preview(rows: list[Any]) -> tuple[tuple[float, ...], ...] | None:

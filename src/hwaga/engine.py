@@ -39,7 +39,7 @@ from hwaga.resolve import Job, Resolver
 from hwaga.room import Caps, Room
 from hwaga.sampling import RULES
 from hwaga.sampling.walk import walk
-from hwaga.settings import Settings, bytes_of
+from hwaga.settings import Settings
 from hwaga.weights.lora import LoraFile
 from hwaga.weights.verified import Verified
 
@@ -108,9 +108,8 @@ class Engine:
         """
         settings = settings or Settings.read()
         where = device or settings.device if room is None else str(room.device)
-        card, chosen_device, chosen_dtype = choose(model or settings.model, where, dtype or settings.dtype, settings)
-        caps = Caps(bytes_of("vram", vram or settings.vram), bytes_of("ram", ram or settings.ram))
-        room = room or Room(chosen_device, caps)
+        card, chosen_device, chosen_dtype = choose(model, where, dtype or settings.dtype, settings)
+        room = room or Room(chosen_device, Caps.of(vram, ram, settings))
         ways = precisions(card, precision or settings.precision)
         card.check_present()
         marker = Verified.read(card.folder)

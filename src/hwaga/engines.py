@@ -12,8 +12,9 @@ from hwaga.engine import Engine
 from hwaga.errors import ModelError, UnknownModelError
 from hwaga.families.family import Progress
 from hwaga.memory.device import find_device
+from hwaga.model_lookup import card_of
 from hwaga.room import Caps, Room
-from hwaga.settings import Settings, bytes_of
+from hwaga.settings import Settings
 
 
 class Engines:
@@ -53,8 +54,8 @@ class Engines:
             device, dtype, precision, settings: as of ``Engine.open``.
             vram, ram: most that all of them may take together.
             progress: is told of each model that is loaded, one after the other.
-            left_out: is told of each model that is not there or damaged, and why; the others are opened all the same, if there
-                is one. None: such a model is an error.
+            left_out: is told of each model that is not there or damaged, and why, once the others are open; if there is none
+                of these, the first one's error is raised. None: such a model is an error.
 
         Raises:
             ModelError: a model is unknown, not there or damaged, or two of them have the same name.
@@ -63,29 +64,44 @@ class Engines:
             DeviceMemoryError: memory ran out while weights were brought in, which were planned to fit.
         """
         settings = settings or Settings.read()
-        caps = Caps(bytes_of("vram", vram or settings.vram), bytes_of("ram", ram or settings.ram))
-        room = Room(find_device(device or settings.device), caps)
         if not models:
             raise ModelError("There is no model to open. Name at least one.")
+        room = Room(find_device(device or settings.device), Caps.of(vram, ram, settings))
+        found: dict[str, tuple[str | Path | ModelCard | None, ModelCard]] = {}
+        lacking: list[tuple[str | Path | ModelCard | None, ModelError]] = []
+        engines: list[Engine] = []
+        for model in models:  # names first: nothing is read for a set of models that cannot be
+            try:
+                card = card_of(model, settings)
+            except ModelError as error:
+                if left_out is None:
+                    raise
+                lacking.append((model, error))
+                continue
+            if card.name in found:
+                raise ModelError(
+                    f"Two of the models are called {card.name!r}. Give one of them a card of another name."
+                )
+            found[card.name] = model, card
         with ExitStack() as undo:
-            engines: list[Engine] = []
-            for model in models:
+            for model, card in found.values():
                 try:
                     engine = Engine.open(
-                        model, dtype=dtype, precision=precision, progress=progress, settings=settings, room=room
+                        card, dtype=dtype, precision=precision, progress=progress, settings=settings, room=room
                     )
                 except ModelError as error:
-                    if left_out is None or (model is models[-1] and not engines):
+                    if left_out is None:
                         raise
-                    left_out(model, error)
+                    lacking.append((model, error))
                     continue
                 undo.callback(engine.close)
-                if engine.card.name in (other.card.name for other in engines):
-                    raise ModelError(
-                        f"Two of the models are called {engine.card.name!r}. Give one of them a card of another name."
-                    )
                 engines.append(engine)
+            if not engines:
+                raise lacking[0][1]
             undo.pop_all()
+        if left_out is not None:
+            for each in lacking:
+                left_out(*each)
         return cls(engines)
 
     @property

@@ -25,11 +25,11 @@ from hwaga.memory.budget import budget, cap_for, host_memory, process_memory, ro
 from hwaga.memory.device import device_memory, find_device, multiplies_bfloat16
 from hwaga.memory.plan import Budget, Plan, plan
 from hwaga.memory.sharing import Holding, holding_of
-from hwaga.model_lookup import find_card
+from hwaga.model_lookup import card_of
 from hwaga.request import ImageRequest
-from hwaga.resolve import guidance_of, size_of, steps_of
+from hwaga.resolve import size_of, steps_of
 from hwaga.room import Caps
-from hwaga.settings import Settings, bytes_of
+from hwaga.settings import Settings
 from hwaga.weights.verified import Verified
 
 FULL = "full"
@@ -108,7 +108,8 @@ def forecast(
     """The plan that an engine would make, from the same arguments as those of ``Engine.open``.
 
     Args:
-        request: its size and steps count; the model's defaults where left out. Its prompt is taken to be as long as is usual.
+        request: its size, steps and guidance count; the model's defaults where left out. Its prompt is taken to be as long as
+            is usual.
         number: so many pictures of that size, in one batch.
         source: they start from a picture.
         vram: where this machine has no GPU and no device is asked for, the size of an NVIDIA GPU to plan for. ``ram`` is then
@@ -118,17 +119,15 @@ def forecast(
         DoesNotFitError: there is no plan. What would fit is in its message.
         ModelError: the model is unknown or damaged.
         DeviceError: this machine has no such device, or the model does not run in that format.
-        RequestError: the model does not take the size or the steps.
+        RequestError: the model does not take the size, the steps or the guidance.
     """
     settings = settings or Settings.read()
-    caps = Caps(bytes_of("vram", vram or settings.vram), bytes_of("ram", ram or settings.ram))
+    caps = Caps.of(vram, ram, settings)
     if vram and device is None and find_device(None).type == "cpu":
-        card, place = _card(model or settings.model, settings), None
+        card, place = card_of(model, settings), None
         chosen = find_dtype(dtype or settings.dtype, find_family(card.family).dtypes, IMAGINED)
     else:
-        card, place, chosen = choose(
-            model or settings.model, device or settings.device, dtype or settings.dtype, settings
-        )
+        card, place, chosen = choose(model, device or settings.device, dtype or settings.dtype, settings)
     with ExitStack() as opened:
 
         @cache
@@ -146,8 +145,9 @@ def forecast(
         there = _there(place, caps)
         size, steps = card.default_size, card.steps
         if request is not None:
+            card.check_guidance(request)
             size, steps = size_of(request, card, first), steps_of(request, card)
-        guided = (guidance_of(request, card) or 1) > 1
+        guided = card.is_guided(None if request is None else request.guidance)
         pictures = (Picture(*size, card.limits.tokens, source, guided),) * number
         tried = itertools.product(first_pictures(card), ways)
         way = next((way for picture, way in tried if planned(way, [picture], card.steps)), ways[-1])
@@ -198,10 +198,10 @@ def what_would_fit(
 
 
 def choose(
-    model: str | Path | ModelCard, device: str | None, dtype: str | None, settings: Settings
+    model: str | Path | ModelCard | None, device: str | None, dtype: str | None, settings: Settings
 ) -> tuple[ModelCard, torch.device, torch.dtype]:
     """What ``Engine.open`` would open, and where; nothing is loaded. See there for the arguments and errors."""
-    card = _card(model, settings)
+    card = card_of(model, settings)
     chosen = find_device(device)
     return card, chosen, find_dtype(dtype, find_family(card.family).dtypes, chosen.type)
 
@@ -227,7 +227,7 @@ def first_pictures(card: ModelCard) -> list[Picture]:
     if not card.limits.listed_sizes_only:
         side = -(-card.limits.min_side // card.limits.multiple) * card.limits.multiple
         sizes.append((side, side))
-    return [Picture(*size, card.limits.tokens, guided=(card.guidance or 1) > 1) for size in sizes]
+    return [Picture(*size, card.limits.tokens, guided=card.is_guided(None)) for size in sizes]
 
 
 def _takes(card: ModelCard, side: int) -> bool:
@@ -249,10 +249,6 @@ def find_dtype(name: str | None, offered: Sequence[str], device: str) -> torch.d
     if name not in offered:
         raise DeviceError(f"The number format must be one of {', '.join(offered)}, not {name!r}.")
     return cast(torch.dtype, getattr(torch, name))
-
-
-def _card(model: str | Path | ModelCard, settings: Settings) -> ModelCard:
-    return model if isinstance(model, ModelCard) else find_card(model, settings.models)
 
 
 def _is_whole(card: ModelCard) -> bool:

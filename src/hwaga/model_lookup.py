@@ -16,10 +16,10 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from hwaga.cards import ASSETS, CARD_FILE, INDEX_FILE, STYLE_SIGN, ModelCard
 from hwaga.errors import CheckpointError, UnknownModelError
+from hwaga.settings import Settings
 
 WEIGHT_FOLDERS = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae")
 """Where files of weights without an index are looked for, beside a model's folder itself; the names are ComfyUI's."""
@@ -61,6 +61,11 @@ def _moved(card: ModelCard, folder: Path) -> ModelCard:
     return replace(card, folder=folder, files=tuple(folder / file.relative_to(card.folder) for file in card.files))
 
 
+def card_of(model: str | Path | ModelCard | None, settings: Settings) -> ModelCard:
+    """The card for a model in any way of naming one; the settings' model for None. Errors as of ``find_card``."""
+    return model if isinstance(model, ModelCard) else find_card(model or settings.model, settings.models)
+
+
 def find_card(model: str | Path, models: Path) -> ModelCard:
     """The card for a model's name, a checkpoint folder or a card file.
 
@@ -77,7 +82,7 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
     """
     cards = built_in_cards(models)
     if str(model) in cards:
-        return cards[str(model)]
+        return cards[str(model)].with_styles_beside()
     try:
         path = Path(model).expanduser()
         is_file, is_folder = path.is_file(), path.is_dir()
@@ -91,7 +96,7 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
         if not _holds_weights(path):
             raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
         like = cards["sdxl" if _holds_stable_diffusion(path) else "z-image-turbo"]
-        return _card_of_files(path.parent, path.stem, (path,), like)
+        return _unnamed_card(like, path, (path,))
     if is_folder:
         return _card_of_folder(path, cards)
     base, sign, style = str(model).rpartition(STYLE_SIGN)
@@ -124,7 +129,7 @@ def _card_of_folder(folder: Path, cards: Mapping[str, ModelCard]) -> ModelCard:
                     f"{folder} holds {len(files)} checkpoints. Give the file of one, such as {checkpoints[0]}."
                 ) from None
             like = cards["sdxl" if checkpoints == files else "z-image-turbo"]
-            return _card_of_files(folder, folder.resolve().name, files, like)
+            return _unnamed_card(like, folder, files)
         raise CheckpointError(
             f"{folder} holds no {INDEX_FILE}, so it is no model in diffusers' layout, and no files of weights either. "
             "Give the folder that holds transformer/, text_encoder/, vae/ and tokenizer/, or one with the files of a "
@@ -134,19 +139,18 @@ def _card_of_folder(folder: Path, cards: Mapping[str, ModelCard]) -> ModelCard:
         raise CheckpointError(f"{folder / INDEX_FILE} cannot be read: {error}. Fetch it again.") from error
     if not isinstance(pipeline, str) or pipeline not in CARD_OF_PIPELINE:
         raise CheckpointError(f"{folder} holds a {pipeline}. Hwaga opens {', '.join(CARD_OF_PIPELINE)}.")
-    return _unnamed_card(cards[CARD_OF_PIPELINE[pipeline]], folder.resolve(), folder.resolve().name)
+    return _unnamed_card(cards[CARD_OF_PIPELINE[pipeline]], folder)
 
 
-def _card_of_files(folder: Path, name: str, files: Sequence[Path], like: ModelCard) -> ModelCard:
-    return _unnamed_card(like, folder.resolve(), name, files=tuple(file.absolute() for file in files))
-
-
-def _unnamed_card(like: ModelCard, folder: Path, name: str, **others: Any) -> ModelCard:
-    fetched = {style: own for style, own in like.styles.items() if own.lora and (folder / own.lora).is_file()}
+def _unnamed_card(like: ModelCard, model: Path, files: Sequence[Path] = ()) -> ModelCard:
+    """The card of a folder, or of a file in one, that has none."""
+    name, place = (model.stem, model.parent.resolve()) if model.is_file() else (model.resolve().name, model.resolve())
+    fetched = {style: own for style, own in like.styles.items() if own.lora and (place / own.lora).is_file()}
     return replace(
-        like, name=name, title=name, license="", source="", folder=folder, styles=MappingProxyType(fetched), download=None,
-        own_words_only=False, **others,
-    )  # fmt: skip
+        like, name=name, title=name, license="", source="", folder=place, styles=MappingProxyType(fetched), download=None,
+        own_words_only=False, files=tuple(file.absolute() for file in files),
+        path=place / model.name if model.is_file() else place,
+    ).with_styles_beside()  # fmt: skip
 
 
 def _holds_weights(path: Path) -> bool:

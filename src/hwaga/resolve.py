@@ -95,7 +95,7 @@ class Resolver:
         request = self._composed(request, limit)
         steps = steps_of(request, self.card)
         strength = request.strength if request.image is not None else 1.0
-        guidance = guidance_of(request, self.card)
+        guidance = self.card.guidance if request.guidance is None else request.guidance
         sampler = request.sampler or next(iter(self.card.samplers), None)
         schedule = model.schedule(
             steps,
@@ -179,11 +179,6 @@ def steps_of(request: ImageRequest, card: ModelCard) -> int:
     if steps > card.limits.max_steps:
         raise RequestError(f"{card.name} takes {card.limits.max_steps} steps at most, not {steps}.")
     return steps
-
-
-def guidance_of(request: ImageRequest | None, card: ModelCard) -> float | None:
-    """The guidance that a request comes to; None for a model that is drawn without."""
-    return card.guidance if request is None or request.guidance is None else request.guidance
 
 
 def size_of(request: ImageRequest, card: ModelCard, model: Model) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from hwaga.memory.plan import Budget, Neighbour, Plan
 from hwaga.memory.residency import Residency
 from hwaga.memory.sharing import Holding, give_way, neighbours
 from hwaga.memory.trim import trim_host_memory
+from hwaga.settings import Settings, bytes_of
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class Caps:
 
     vram: int | None = None
     ram: int | None = None
+
+    @classmethod
+    def of(cls, vram: int | str | None, ram: int | str | None, settings: Settings) -> Caps:
+        """What was asked for, as bytes or as "8 GiB"; what the settings say where that is nothing. Raises SettingsError."""
+        return cls(bytes_of("vram", vram or settings.vram), bytes_of("ram", ram or settings.ram))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,24 +8,24 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 from hwaga.cards import ModelCard
-from hwaga.families import PACKAGES, WITH_TOKENIZER, open_tokenizer
+from hwaga.families import named, open_tokenizer
 
 
 def missing_packages(card: ModelCard) -> list[str]:
     """Packages that a model is drawn with and that are not installed. None of them is imported."""
-    return [package for package in PACKAGES.get(card.family, ()) if find_spec(package) is None]
+    return [package for package in named(card.family).packages if find_spec(package) is None]
 
 
 def is_countable(card: ModelCard) -> bool:
     """Whether ``token_counter`` has what it takes: the checkpoint, or a tokenizer that comes along."""
-    return card.present or card.family in WITH_TOKENIZER
+    return card.present or named(card.family).with_tokenizer
 
 
 def token_counter(card: ModelCard) -> Callable[[str], int]:
     """A function from a prompt to its number of tokens on this model, chat template included.
 
     Raises:
-        CardError: the model's family has no tokenizer of its own.
+        CardError: there is no such family.
         CheckpointError: the checkpoint lacks its tokenizer, or it is damaged.
     """
     tokenizer = open_tokenizer(card.family, card.folder)

@@ -52,6 +52,18 @@ def test_the_default_model_on_this_machine(hwaga: Command) -> None:
     assert made["peak_ram_bytes"] > 100 * 2**20
 
 
+def test_guidance_takes_a_second_row_of_the_batch(hwaga: Command) -> None:
+    pytest.importorskip("diffusers")
+    options = ("plan", "--model", "sdxl", "--vram", "24GiB", "--ram", "16GiB")
+    led, plain = (json.loads(hwaga(*options, *more, "--json").out) for more in ((), ("--guidance", "1")))
+    assert [[each["guided"] for each in made["pictures"]] for made in (led, plain)] == [[True], [False]]
+    work = [next(each["work"] for each in made["phases"] if each["name"] == "denoise") for made in (led, plain)]
+    assert work[1] < work[0] * 0.7
+    assert "with guidance" in hwaga(*options, "--guidance", "7").out.splitlines()[0]
+    assert "with guidance" not in hwaga(*options, "--guidance", "1").out.splitlines()[0]
+    assert "draws without guidance" in hwaga.refused(*TURBO, "--guidance", "5")
+
+
 def test_what_cannot_fit(hwaga: Command) -> None:
     said = hwaga.refused(*TURBO, "--vram", "3GiB", "--ram", "16GiB", "--size", "1536x1536")
     assert "This needs" in said

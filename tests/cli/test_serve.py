@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import httpx2
 import pytest
 
-from hwaga.families import PACKAGES
+from hwaga.families import FAMILIES
 
 if TYPE_CHECKING:
     from command import Command
@@ -142,7 +142,7 @@ def test_what_keeps_it_from_starting(hwaga: Command, monkeypatch: pytest.MonkeyP
     assert "--keep-bytes must be a size" in hwaga.refused("serve", "--keep-bytes", "much")
     assert "--vram (HWAGA_VRAM) must be a size" in hwaga.refused("serve", "--vram", "much")
     with monkeypatch.context() as patch:
-        patch.setitem(PACKAGES, "z_image", ("json", "no_such_package"))
+        patch.setitem(FAMILIES, "z_image", FAMILIES["z_image"]._replace(packages=("json", "no_such_package")))
         said = hwaga.refused("serve", "--port", 0)
         assert "mini is drawn with no_such_package, not installed here" in said
         assert "pip install '.[server,z_image]'" in said

@@ -19,7 +19,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from sdxl_parts import (
     TEXT_ENCODER,
     TEXT_ENCODER_2,
@@ -36,7 +36,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from hwaga import ImageRequest, Settings
 from hwaga.engine import Engine, check_lora
-from hwaga.errors import CheckpointError, HwagaError, ModelError
+from hwaga.errors import CheckpointError, HwagaError, ModelError, StyleError
 from hwaga.families.sdxl.networks import FOLDERS
 from hwaga.families.sdxl.published import PUBLISHED_NETWORKS
 from hwaga.families.sdxl.single_files import SingleFile
@@ -219,6 +219,59 @@ def test_found_by_content(folder: Path, file: Path, tmp_path: Path) -> None:
     save_file({"cap_pad_token": torch.ones(1)}, place / "three.safetensors")
     assert find_card(place / "three.safetensors", models).family == "z_image"
     assert find_card(place, models).family == "z_image"
+
+
+def test_styles_are_words_loras_or_checkpoints(folder: Path, tmp_path: Path) -> None:
+    """As a file beside the model says. Another checkpoint is not opened on the side: the refusal leads to it."""
+    shutil.copytree(folder / "diffusers", tmp_path / "xl")
+    loras = tmp_path / "xl" / "loras"
+    loras.mkdir()
+    stem = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    layer = {f"{stem}.lora_A.weight": torch.ones(1, 128), f"{stem}.lora_B.weight": torch.ones(128, 1)}
+    save_file(layer, loras / "paint.safetensors")
+    other = {
+        name: tensor * 0.9 if "middle_block" in name else tensor
+        for name, tensor in load_file(folder / "file.safetensors").items()
+    }
+    save_file(other, tmp_path / "xl" / "anime.safetensors")
+    (tmp_path / "xl" / "styles.toml").write_text(
+        """
+        [styles.semi_realistic]
+        title = { en = "Painterly" }
+        lora = "loras/paint.safetensors"
+        [styles.anime]
+        title = { en = "Anime" }
+        checkpoint = "anime.safetensors"
+        steps = 2
+        """
+    )
+    request = ImageRequest("a red apple", width=256, height=256, seed=3)
+    made = {}
+    with Engine.open(tmp_path / "xl", device="cpu", dtype="float32") as engine:
+        for style in ("realistic", "semi_realistic"):
+            made[style] = engine.generate(request.replace(style=style, steps=1))
+        with pytest.raises(StyleError) as refused:
+            engine.generate(request.replace(style="anime"))
+        words = made["realistic"].request.composed
+        assert words is not None
+        plain = request.replace(steps=1, prompt=words.prompt, negative=words.negative)
+        assert engine.generate(plain).image.tobytes() == made["realistic"].image.tobytes(), "words alone"
+        assert list(made["semi_realistic"].loras) == ["paint"]
+        lora = made["semi_realistic"].request.composed
+        assert lora is not None
+        bare = request.replace(steps=1, prompt=lora.prompt, negative=lora.negative)
+        assert engine.generate(bare).image.tobytes() != made["semi_realistic"].image.tobytes()
+    remedy = re.search(r"--model (\S+),", str(refused.value))
+    assert remedy is not None
+    with Engine.open(remedy[1], device="cpu", dtype="float32") as engine:
+        assert (engine.card.name, engine.card.steps) == ("xl:anime", 2)
+        drawn = engine.generate(request.replace(style="anime"))
+        assert drawn.request.composed is not None
+        assert "cel shading" in drawn.request.composed.prompt
+        assert not drawn.loras
+    with Engine.open(tmp_path / "xl" / "anime.safetensors", device="cpu", dtype="float32") as engine:
+        again = request.replace(steps=2, prompt=drawn.request.composed.prompt, negative=drawn.request.composed.negative)
+        assert engine.generate(again).image.tobytes() == drawn.image.tobytes(), "by that checkpoint"
 
 
 def test_loras_are_matched_and_drawn_with(folder: Path, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from shlex import split
 
 import pytest
 
-from hwaga.cards import ASSETS, ModelCard, Style
-from hwaga.errors import StyleError
+from hwaga.card_styles import STYLES_FILE, Style
+from hwaga.cards import ASSETS, ModelCard
+from hwaga.errors import CheckpointError, StyleError
 from hwaga.model_lookup import find_card
 from hwaga.prompt import Library, compose
 from hwaga.prompt.style import RoutedStyle, pick, route
@@ -76,12 +77,54 @@ def test_a_style_that_is_another_model(tmp_path: Path) -> None:
     assert routed("anime", card.of_style("anime")).notes == (), "there it is the model's own"
 
 
+def test_sdxl_s_styles_are_words_until_their_weights_are_named(tmp_path: Path) -> None:
+    """By the packs for every style, and by a LoRA or another checkpoint where the model's owner says so beside its files."""
+    plain = find_card("sdxl", tmp_path)
+    for name in ("realistic", "semi_realistic", "anime"):
+        style = compose("a cat", family="sdxl", library=LIBRARY, card=plain, style=name)
+        pack = LIBRARY.styles[name]
+        assert (style.text, style.negative, style.loras) == (f"a cat, {pack.sdxl}", pack.negative, ())
+    own = tmp_path / "sdxl" / STYLES_FILE
+    (own.parent / "loras").mkdir(parents=True)
+    own.write_text(
+        """
+        [styles.semi_realistic]
+        title = { en = "Painterly" }
+        lora = "loras/painterly.safetensors"
+        weight = 0.8
+        steps = 30
+        [styles.anime]
+        title = { en = "Anime", ko = "애니" }
+        checkpoint = "checkpoints/anime.safetensors"
+        """
+    )
+    card = find_card("sdxl", tmp_path)
+    turbo = find_card("z-image-turbo", tmp_path).styles.values()
+    assert "loras/painterly.safetensors" not in {each.lora for each in turbo}, "of another model"
+    with pytest.raises(StyleError, match=r"needs its LoRA, and .*painterly\.safetensors is not there"):
+        routed("반실사", card, "sdxl")
+    (own.parent / "loras/painterly.safetensors").touch()
+    style = compose("a cat", family="sdxl", library=LIBRARY, card=card, style="반실사")
+    assert (style.loras, style.steps) == ((LoraUse("painterly", 0.8),), 30)
+    assert style.text == f"a cat, {LIBRARY.styles['semi_realistic'].sdxl}"
+    with pytest.raises(StyleError, match=r"Draw with that one: --model sdxl:anime, or .*the model sdxl:anime"):
+        routed("anime", card, "sdxl")
+    other = find_card("sdxl:anime", tmp_path)
+    assert (other.family, other.files) == ("sdxl", (own.parent / "checkpoints/anime.safetensors",))
+    with pytest.raises(CheckpointError, match=r"Mend `checkpoint` of \[styles\.anime\] in styles\.toml of sdxl\."):
+        other.check_present()
+    style = compose("a cat", family="sdxl", library=LIBRARY, card=other, style="anime")
+    assert (style.text, style.loras) == (f"a cat, {LIBRARY.styles['anime'].sdxl}", ())
+
+
 def test_an_absent_lora(tmp_path: Path) -> None:
     card = replace(MINI, folder=tmp_path)
     with pytest.raises(StyleError) as refused:
         routed("anime", card)
     for part in (str(tmp_path / "loras/flat.safetensors"), "Put the file there", "--style-fallback"):
         assert part in str(refused.value)
+    with pytest.raises(StyleError, match=r"Put the file there; or go on"):
+        routed("anime", replace(card, source=""))
     style = routed("anime", card, fallback=True)
     assert style.loras == ()
     assert "goes without its LoRA" in style.notes[0]

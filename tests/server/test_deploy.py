@@ -21,7 +21,7 @@ import typer
 
 from hwaga.cli.app import app
 from hwaga.cli.serve import serve as serve_command
-from hwaga.families import PACKAGES
+from hwaga.families import FAMILIES
 from hwaga.server.listener import DRAIN, HANG_UP
 from hwaga.settings import Settings
 
@@ -65,7 +65,7 @@ def assert_known(variables: dict[str, str]) -> None:
 def test_what_is_installed_draws_with_every_family() -> None:
     """Whatever model HWAGA_MODEL names."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    for family, packages in PACKAGES.items():
+    for family, packages in {name: named.packages for name, named in FAMILIES.items() if named.packages}.items():
         assert set(packages) <= {re.split(r"[^a-z0-9-]", each)[0] for each in extras[family]}
         assert f"'.[server,{family}]'" in of("RUN")[0]
 

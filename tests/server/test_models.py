@@ -20,7 +20,8 @@ import pytest
 from dispatching import dispatching, ended, run, until
 from PIL import Image
 
-from hwaga.cards import ASSETS, ModelCard, Style
+from hwaga.card_styles import Style
+from hwaga.cards import ASSETS, ModelCard
 from hwaga.engine import Engine
 from hwaga.image_file import encode
 from hwaga.loras import LoraLibrary
@@ -135,6 +136,9 @@ def test_the_card_of_its_model_counts(server: Running) -> None:
 
     assert (composed()["token_limit"], composed(model="second")["token_limit"]) == (512, 200)
     assert composed()["prompt"] == "a cake" != composed(model="second")["prompt"], "which takes the packs' words"
+    assert server.client.post("/v1/prompts/compose", json={"prompt": "a cake", "guidance": 0}).status_code == 400
+    assert "draws without guidance" in composed(guidance=3)["error"]["message"]
+    assert composed(model="second", guidance=1)["prompt"] == composed(model="second")["prompt"]
 
     def names(path: str) -> dict[str, Any]:
         return {entry["name"]: entry.get("lora") for entry in server.client.get(path).json()}
@@ -206,7 +210,10 @@ def test_the_negative_prompt_that_packs_compose_is_counted_too(tmp_path: Path) -
     assert composition.negative
     assert served.check(request) == len(composition.text) + len(counted[-1])
     assert counted[-1] == f"people, {composition.negative}"
-    assert served.check(request.replace(guidance=1, negative=None)) == len(composition.text)
+    without = request.replace(guidance=1, negative=None)
+    assert served.check(without) == len(composition.text)
+    assert served.composed(without, card.limits.tokens).negative is None
+    assert "no negative prompt at guidance 1" in served.composed(without, card.limits.tokens).notes[-1]
 
 
 def test_a_model_that_is_not_there(server: Running) -> None:
@@ -328,6 +335,44 @@ def test_two_models_in_room_for_one_and_a_half(serve: Serve, tmp_path: Path) -> 
         ).result()
         assert running.ended(running.submit(prompt="a cat", steps=1)["id"])["status"] == "succeeded"
         assert running.store.get(unknown.id).status == "queued"
+
+
+def test_two_families(serve: Serve, tmp_path: Path) -> None:
+    """What a request says of guidance, styles and a picture reaches SDXL's networks, and its pictures tell of it."""
+    folder = pytest.importorskip("sdxl_reference").random_sdxl(tmp_path / "tiny")
+    models = ["mini", str(folder)]
+    cards = [find_card(model, tmp_path) for model in models]
+    words = {"prompt": "a (red:1.2) apple", "style": "watercolor", "avoid": ["text"], "seed": 7, "steps": 2}
+    led = {"negative": "fog", "guidance": 4.5, "sampler": "dpmpp_2m_karras"}
+    with Engine.open(folder, device="cpu", dtype="float32", settings=Settings(data_dir=str(tmp_path))) as engine:
+        request = ImageRequest(**words, **led, width=64, height=48)
+        drawn = engine.generate(request)
+        redrawn = engine.generate(request.replace(image=drawn.image, width=None, height=None, strength=0.6))
+    with serve(models=models, cards=cards, worker=WORKER) as running:
+        job = running.submit(model="tiny-xl", size="64x48", previews=True, **words, **led)
+        mini = running.submit(prompt="a cat", steps=1)
+        made = running.ended(job["id"])
+        assert (made["status"], running.ended(mini["id"])["status"]) == ("succeeded", "succeeded"), made
+        assert '"preview": "' in running.client.get(f"/v1/jobs/{job['id']}/events").text
+        data = running.client.get(made["images"][0]["url"]).content
+        form = {
+            name: (None, str(value)) for name, value in {**words, **led, "strength": 0.6}.items() if name != "avoid"
+        }
+        files = {"model": (None, "tiny-xl"), "avoid": (None, "text"), "image": ("a.png", data), **form}
+        answer = running.client.post("/v1/jobs", files=files)
+        assert answer.status_code == 202, answer.text
+        again = running.ended(answer.json()["id"])
+        assert again["status"] == "succeeded", again
+        second = running.client.get(again["images"][0]["url"]).content
+        plans = {plan["model"]: plan for plan in running.client.get("/v1/plan").json()["data"]}
+        assert [part["name"] for part in plans["tiny-xl"]["parts"]] == ["text_encoder", "denoiser", "vae"]
+    for picture, expected in ((data, drawn), (second, redrawn)):
+        with Image.open(io.BytesIO(picture)) as image:
+            assert image.tobytes() == expected.image.tobytes()
+            told = json.loads(image.info["hwaga"])
+        assert told["model"] == "tiny-xl"
+        assert led.items() <= told["request"].items()
+        assert "text" in told["request"]["composed"]["negative"]
 
 
 def test_jobs_wait_for_a_model_that_is_not_served(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:

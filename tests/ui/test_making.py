@@ -117,13 +117,19 @@ def test_what_only_a_model_with_guidance_takes(server: Server, visit: Visit) -> 
     page.route("**/v1/status", lambda route: route.fulfill(json=status))
     expect(page.locator("#guided")).to_be_visible(timeout=30_000)
     expect(page.locator("#guidance")).to_have_attribute("placeholder", "7")
+    made = {"prompt": "a cat", "negative": "lettering", "tokens": 3, "token_limit": 77, "loras": [], "notes": []}
+    page.route("**/v1/prompts/compose", lambda route: route.fulfill(json=made))
     page.get_by_label("Sampler").select_option("euler")
     page.fill("#negative", "blurry")
     page.fill("#guidance", "31")
     page.fill("#prompt", "a cat")
     page.click("#draw")
     expect(page.locator("#make-error")).to_have_text("Guidance is from 1 to 30.")
-    page.fill("#guidance", "3.5")
+    page.evaluate("document.getElementById('reads').open = true")
+    expect(page.locator("#notes")).to_have_text("Not in the picture: lettering")  # which a style has brought
+    with page.expect_request(lambda request: request.url.endswith("compose") and "3.5" in request.post_data):
+        page.fill("#guidance", "3.5")
+    page.unroute("**/v1/prompts/compose")
     kept(page, "3.5")
     page.reload()
     page.locator("body.begun").wait_for()

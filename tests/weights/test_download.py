@@ -31,7 +31,8 @@ import hwaga.weights.download as download_module
 import hwaga.weights.hub as hub_module
 import hwaga.weights.patience as patience_module
 from hwaga import Engine, Settings
-from hwaga.cards import ASSETS, ModelCard, Style
+from hwaga.card_styles import Style
+from hwaga.cards import ASSETS, ModelCard
 from hwaga.errors import CheckpointError, DamagedFileError, DiskSpaceError, DownloadError, HubError, SettingsError
 from hwaga.hub_sources import Download, LoraSource
 from hwaga.model_lookup import built_in_cards

@@ -31,7 +31,7 @@ def add(
 ) -> None:
     """Copy a LoRA into the library, and say which models it fits. Prints its name."""
     settings = Settings.read()
-    cards = built_in_cards(settings.models)
+    cards = {name: card.with_styles_beside() for name, card in built_in_cards(settings.models).items()}
     chosen = find_card(model or settings.model, settings.models)
     present = [card for card in {chosen.name: chosen, **cards}.values() if card.present]
     with progress_bar() as bar:

@@ -30,7 +30,7 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     settings = Settings.read()
-    cards = built_in_cards(settings.models).values()
+    cards = [card.with_styles_beside() for card in built_in_cards(settings.models).values()]
     if as_json:
         print_json([_describe(card) for card in cards])
         return

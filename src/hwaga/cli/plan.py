@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hwaga.cli.console import gibibytes, print_json
-from hwaga.cli.generate import Aspect, Device, Dtype, Precision, Size, Steps, parse_size
+from hwaga.cli.generate import Aspect, Device, Dtype, Guidance, Precision, Size, Steps, parse_size
 from hwaga.request import ImageRequest
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def plan(
         int, typer.Option("-n", "--number", min=1, max=64, help="How many pictures in one batch, as the library makes.")
     ] = 1,
     steps: Steps = None,
+    guidance: Guidance = None,
     image2image: Annotated[bool, typer.Option("--image2image", help="They start from a picture.")] = False,
     vram: Annotated[
         str | None,
@@ -61,7 +62,7 @@ def plan(
 ) -> None:
     """Show where a model's weights would lie, and the memory that pictures would take. Loads nothing, and needs no GPU."""
     width, height = parse_size(size)
-    request = ImageRequest("a picture", width=width, height=height, aspect=aspect, steps=steps)
+    request = ImageRequest("a picture", width=width, height=height, aspect=aspect, steps=steps, guidance=guidance)
     from hwaga.forecasts import forecasts  # brings torch
 
     found = forecasts(
@@ -92,7 +93,7 @@ def _subject(found: Forecast) -> str:
     device = "an NVIDIA GPU" if found.imagined else found.device
     return (
         f"{found.card.name} on {device}: {count} of {picture.width}x{picture.height}{source}, {found.steps} steps, "
-        f"{picture.tokens} tokens"
+        f"{picture.tokens} tokens{', with guidance' if picture.guided else ''}"
     )
 
 

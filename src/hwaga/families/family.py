@@ -76,29 +76,36 @@ class Model(Protocol):
     Weights come and go: a model says what parts it has, and uses each of them within ``on_device``.
     """
 
-    parts: Mapping[str, tuple[Any, Sequence[Any]]]
-    """For each part, the unit of what lies outside of its blocks, and the blocks' units; see ``memory.residency.Unit``."""
+    @property
+    def parts(self) -> Mapping[str, tuple[Any, Sequence[Any]]]:
+        """For each part, the unit of what lies outside of its blocks, and the blocks' units; see ``memory.residency.Unit``."""
 
     on_device: Callable[[str, int], AbstractContextManager[None]]
     """Given by the engine: within it a part may be run, so many times."""
 
-    max_tokens: int
-    """Tokens of a prompt that the networks have positions for."""
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of a prompt that the networks have positions for."""
 
-    weights_digest: str
-    """Tells this checkpoint from others of its name."""
+    @property
+    def weights_digest(self) -> str:
+        """Tells this checkpoint from others of its name."""
 
-    size_multiple: int
-    """Sides are multiples of this many pixels."""
+    @property
+    def size_multiple(self) -> int:
+        """Sides are multiples of this many pixels."""
 
-    max_side: int
-    """Pixels along a side that the networks have positions for."""
+    @property
+    def max_side(self) -> int:
+        """Pixels along a side that the networks have positions for."""
 
-    guided: bool
-    """Whether it can be drawn with guidance: with negative prompts, and twice as many passes of the denoiser."""
+    @property
+    def guided(self) -> bool:
+        """Whether it can be drawn with guidance: with negative prompts, and twice as many passes of the denoiser."""
 
-    samplers: Sequence[str]
-    """That its schedules are made for, of ``hwaga.request.SAMPLERS``."""
+    @property
+    def samplers(self) -> Sequence[str]:
+        """That its schedules are made for, of ``hwaga.request.SAMPLERS``."""
 
     def tokenize(self, prompt: str, limit: int) -> Tokens:
         """What the networks are given of a prompt, template included. An empty one stands for no negative prompt.
@@ -184,14 +191,17 @@ class Tokenizer(Protocol):
 class Family(Protocol):
     """Opens checkpoints of one architecture."""
 
-    dtypes: Sequence[str]
-    """Number formats that the networks may run in, the one for GPUs first."""
+    @property
+    def dtypes(self) -> Sequence[str]:
+        """Number formats that the networks may run in, the one for GPUs first."""
 
-    precisions: Sequence[str]
-    """Fewer bits that the large weights may be kept in, the best first."""
+    @property
+    def precisions(self) -> Sequence[str]:
+        """Fewer bits that the large weights may be kept in, the best first."""
 
-    sound_precisions: Sequence[str]
-    """Of these, the ones that may be chosen where whole weights don't fit."""
+    @property
+    def sound_precisions(self) -> Sequence[str]:
+        """Of these, the ones that may be chosen where whole weights don't fit."""
 
     def open(
         self,
@@ -215,8 +225,9 @@ class Family(Protocol):
             precision: how the large weights are kept, of ``precisions``; as the dtype where None.
         """
 
-    layouts: Sequence[str]
-    """Layouts that checkpoints can be written in, diffusers' first."""
+    @property
+    def layouts(self) -> Sequence[str]:
+        """Layouts that checkpoints can be written in, diffusers' first."""
 
     def conversion(self, folder: Path, *, files: Sequence[Path] = (), precision: str | None, layout: str) -> Conversion:
         """What is to be written to have a checkpoint in another layout or precision. Its weights are not read yet.

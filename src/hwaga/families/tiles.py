@@ -6,14 +6,21 @@ near the one of the whole picture and not equal to it; the blend keeps the diffe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from hwaga.families.family import Picture
+from hwaga.memory.plan import Work
+
 OVERLAP = 4
 """A piece shares this fraction (1/4) of its side with its neighbour."""
+
+TILES = (1024, 768, 512, 256)
+"""Sides in pixels of the pieces that pictures may be encoded and decoded in, where they don't fit as a whole. In smaller ones,
+too little is seen of what the picture shows."""
 
 
 def tiled(compute: Callable[[Tensor], Tensor], x: Tensor, tile: int, ratio: Fraction) -> Tensor:
@@ -49,6 +56,25 @@ def tiled(compute: Callable[[Tensor], Tensor], x: Tensor, tile: int, ratio: Frac
             out[:, :, y : y + height, z : z + width] += piece * share
             weights[y : y + height, z : z + width] += share
     return out.div_(weights)
+
+
+def ways(pictures: Sequence[Picture], computing: Callable[[int], int], held: int) -> tuple[Work, ...]:
+    """Ways to take pictures through an autoencoder, one after the other: whole, or in ever smaller pieces.
+
+    Args:
+        computing: bytes that the autoencoder takes for a piece of so many pixels.
+        held: bytes of what lies there meanwhile.
+    """
+    found = []
+    for tile in (None, *TILES):
+        if tile is not None and tile >= max(max(p.width, p.height) for p in pictures):
+            continue
+        # A whole picture in float32 and the pieces that it is blended of.
+        pixels = max(p.width * p.height for p in pictures)
+        piece = pixels if tile is None else max(min(p.width, tile) * min(p.height, tile) for p in pictures)
+        blended = 0 if tile is None else 2 * 16 * pixels
+        found.append(Work(computing(piece) + 12 * pixels + blended + held, tile))
+    return tuple(found)
 
 
 def starts(length: int, tile: int, multiple: int = 1) -> list[int]:

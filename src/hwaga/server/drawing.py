@@ -74,6 +74,15 @@ class Words(BaseModel):
     avoid: list[Name] = Field([], max_length=32, fail_fast=True, description="Things not wanted, as text or people.")
     use: Name | None = Field(None, description="Where it will be shown: feed, story, banner or poster.")
     style_fallback: bool = Field(False, description="Go on without the style's LoRA where it is absent.")
+    guidance: float | None = Field(
+        None,
+        ge=1,
+        le=MAX_GUIDANCE,
+        allow_inf_nan=False,
+        description="How much the picture follows the prompt, for a model with guidance; its default unless given. At 1 there "
+        "is no negative prompt.",
+        examples=[7.0],
+    )
 
 
 class Drawing(Words):
@@ -92,14 +101,6 @@ class Drawing(Words):
         max_length=MAX_PROMPT,
         description="What the picture should not show, for a model with guidance. Others take `avoid`.",
         examples=["blurry, text"],
-    )
-    guidance: float | None = Field(
-        None,
-        ge=1,
-        le=MAX_GUIDANCE,
-        allow_inf_nan=False,
-        description="How much the picture follows the prompt, for a model with guidance; its default unless given.",
-        examples=[7.0],
     )
     sampler: Name | None = Field(
         None, description=f"{' or '.join(SAMPLERS)}, for a model with a choice; its default unless given."

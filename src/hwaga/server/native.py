@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from hwaga.errors import RequestError, SourceImageError
 from hwaga.image_file import Format
-from hwaga.request import Fit, LoraUse
+from hwaga.request import Fit, ImageRequest, LoraUse
 from hwaga.server import examples
 from hwaga.server.drawing import (
     Drawing,
@@ -402,6 +402,8 @@ async def compose_prompt(request: Request, front: TheFront, _: Owner) -> Compose
     words = await read_json(request, Words)
     model = front.model(words.model)
     limit = model.card.limits.tokens
+    if words.guidance is not None:
+        model.card.check_guidance(ImageRequest(words.prompt, guidance=words.guidance))
     composition = await asyncio.to_thread(model.composed, words, limit)
     return Composed(
         prompt=composition.text,

@@ -41,7 +41,7 @@ class Served:
         return compose(
             words.prompt, family=self.card.family, library=self.library, card=self.card, style=words.style,
             industry=words.industry, avoid=words.avoid, use=words.use, style_fallback=words.style_fallback,
-            count_tokens=lambda text: self.count(text, 10**9), token_limit=limit,
+            guidance=words.guidance, count_tokens=lambda text: self.count(text, 10**9), token_limit=limit,
         )  # fmt: skip
 
     def check(self, request: ImageRequest) -> int:

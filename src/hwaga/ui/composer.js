@@ -132,8 +132,10 @@ export class Composer {
   #words() {
     const { style, use, avoid, industry } = this.choices;
     const { model, models } = this.offer.status;
+    const guidance = model.guidance === null ? 0 : Number(find("guidance").value);
     return {
       prompt: this.prompt.value,
+      ...(guidance >= 1 && guidance <= 30 && { guidance }),
       ...(models.length > 1 && { model: model.name }),
       ...(style && { style }),
       ...(industry && { industry }),
@@ -168,7 +170,6 @@ export class Composer {
       ...this.#words(),
       ...(counted !== null && { seed: counted }),
       ...(steps && { steps: Number(steps) }),
-      ...(guidance && { guidance: Number(guidance) }),
       ...guided,
       ...(this.choices.size && { size: this.choices.size }),
       ...(this.choices.loras.length && { lora: this.choices.loras }),
@@ -252,7 +253,8 @@ export class Composer {
     } else place.textContent = t("nothingYet");
     place.classList.toggle("none", !composed);
     const loras = (composed?.loras || []).map((lora) => `LoRA ${lora.name}${lora.weight === 1 ? "" : ` × ${lora.weight}`}`);
-    find("notes").replaceChildren(...[...loras, ...(composed?.notes || [])].map((note) => h("li", {}, note)));
+    const negative = composed?.negative ? [`${t("negative")}: ${composed.negative}`] : [];
+    find("notes").replaceChildren(...[...loras, ...negative, ...(composed?.notes || [])].map((note) => h("li", {}, note)));
     this.choices.renderShapes(composed?.aspect);
   }
 

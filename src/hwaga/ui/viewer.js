@@ -127,7 +127,7 @@ export class Viewer {
       ["size", request.width && `${request.width} × ${request.height}`],
       ["seed", request.seed],
       ["steps", request.steps],
-      ["negative", request.negative],
+      ["negative", [request.negative, composed.negative].filter(Boolean).join(", ")],
       ["guidance", request.guidance],
       ["sampler", request.sampler],
       ["strength", job.kind === "image2image" ? request.strength : null],

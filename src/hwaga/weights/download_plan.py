@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal
 
-from hwaga.cards import STYLES, ModelCard, Style
+from hwaga.card_styles import Style
+from hwaga.cards import STYLES, ModelCard
 from hwaga.errors import DamagedFileError, DiskSpaceError, DownloadError, HubError
 from hwaga.hub_sources import Download
 from hwaga.weights.hub import Hub, RemoteFile

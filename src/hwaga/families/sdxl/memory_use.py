@@ -13,6 +13,7 @@ from hwaga.families.family import Picture
 from hwaga.families.sdxl.captions import ROWS
 from hwaga.families.sdxl.networks import Networks
 from hwaga.families.sdxl.words import CONTENT, WINDOW
+from hwaga.families.tiles import ways
 from hwaga.memory.plan import Phase, Work
 
 MIB = 2**20
@@ -40,9 +41,6 @@ H100."""
 
 ENCODER, ENCODER_COPIES = 5.1, 2.0
 """The same of the encoder. 5.0 alive."""
-
-TILES = (1024, 768, 512, 256)
-"""Sides in pixels of the pieces that pictures may be encoded and decoded in, where they don't fit as a whole."""
 
 
 def phases(
@@ -90,34 +88,18 @@ def phases(
         Phase("load", "", (Work(filling + SLACK),)),
         Phase("text", "text_encoder", (Work(text + writing.get("text_encoder", 0) + SLACK),)),
     ]
-    vae_channels = int(networks.vae["block_out_channels"][0])
+    last_level = int(networks.vae["block_out_channels"][0]) * vae_itemsize
     sources = [picture for picture in pictures if picture.source]
     if sources:
-        found.append(
-            Phase("source", "vae", _in_tiles(sources, (ENCODER + ENCODER_COPIES) * vae_channels, vae_itemsize, held))
-        )
+        encoder = (ENCODER + ENCODER_COPIES) * last_level
+        found.append(Phase("source", "vae", ways(sources, lambda pixels: round(pixels * encoder), held + SLACK)))
     work = denoise + kernel + held + 2 * latents + writing.get("denoiser", 0) + SLACK
     found.append(Phase("denoise", "denoiser", (Work(work),)))
-    found.append(
-        Phase("decode", "vae", _in_tiles(pictures, (DECODER + DECODER_COPIES) * vae_channels, vae_itemsize, held))
-    )
+    decoder = (DECODER + DECODER_COPIES) * last_level
+    found.append(Phase("decode", "vae", ways(pictures, lambda pixels: round(pixels * decoder), held + SLACK)))
     return tuple(found)
 
 
 def shape_of(picture: Picture) -> tuple[int, int, int]:
     """Width, height and the windows of its longer prompt: pictures that share them go through the U-Net together."""
     return picture.width, picture.height, max(-(-picture.tokens // CONTENT), 1)
-
-
-def _in_tiles(pictures: Sequence[Picture], numbers: float, itemsize: int, held: int) -> tuple[Work, ...]:
-    """Ways to take the pictures through the autoencoder, one after the other: whole, or in ever smaller pieces."""
-    ways = []
-    for tile in (None, *TILES):
-        if tile is not None and tile >= max(max(p.width, p.height) for p in pictures):
-            continue
-        # A whole picture in float32 and the pieces that it is blended of.
-        pixels = max(p.width * p.height for p in pictures)
-        piece = pixels if tile is None else max(min(p.width, tile) * min(p.height, tile) for p in pictures)
-        blended = 0 if tile is None else 2 * 16 * pixels
-        ways.append(Work(round(piece * numbers * itemsize) + 12 * pixels + blended + held + SLACK, tile))
-    return tuple(ways)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from hwaga.families.family import Picture
+from hwaga.families.tiles import ways
 from hwaga.families.z_image.autoencoder import AutoencoderConfig
 from hwaga.families.z_image.text_encoder import TextEncoderConfig
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, TransformerConfig
@@ -80,10 +82,6 @@ FUSED_ENCODER = 3.1
 WIDE_NUMBERS = 6
 """Of the autoencoder's attention, for each latent pixel and channel there: its residual, what is normed, queries, keys, values
 and the result. Scores come on top, see ``wide_attention_bytes``."""
-
-TILES = (1024, 768, 512, 256)
-"""Sides in pixels of the pieces that pictures may be encoded and decoded in, where they don't fit as a whole. In smaller ones,
-too little is seen of what the picture shows."""
 
 
 @dataclass(frozen=True)
@@ -169,41 +167,28 @@ def phases(
         Phase("text", "text_encoder", (Work(work["text"] + writing.get("text_encoder", 0) + slack),)),
         Phase("caption", "refiner", (Work(work["caption"] + writing.get("refiner", 0) + slack),)),
     ]
-    held = refined + latent_bytes + modulation + rotations
-    config, wide = networks.autoencoder, networks.autoencoder if factors.wide else None
+    held = refined + latent_bytes + modulation + rotations + scores + SLACK
+    autoencoder = partial(_autoencoder_bytes, networks.autoencoder, itemsize, wide=factors.wide)
     if sources:
-        numbers = factors.encoder * config.channels[0]
-        found.append(Phase("source", "vae", _in_tiles(sources, numbers, wide, itemsize, held + scores)))
+        found.append(Phase("source", "vae", ways(sources, partial(autoencoder, factors.encoder), held)))
     found.append(Phase("denoise", "denoiser", (Work(work["denoise"] + writing.get("denoiser", 0) + slack),)))
-    numbers = factors.decoder * config.channels[0]
-    found.append(Phase("decode", "vae", _in_tiles(pictures, numbers, wide, itemsize, held + scores)))
+    found.append(Phase("decode", "vae", ways(pictures, partial(autoencoder, factors.decoder), held)))
     return tuple(found)
 
 
-def _in_tiles(
-    pictures: Sequence[Picture], numbers: float, wide: AutoencoderConfig | None, itemsize: int, held: int
-) -> tuple[Work, ...]:
-    """Ways to take the pictures through the autoencoder, one after the other: whole, or in ever smaller pieces.
+def _autoencoder_bytes(config: AutoencoderConfig, itemsize: int, factor: float, pixels: int, *, wide: bool) -> int:
+    """What a piece of so many pixels takes.
 
     Args:
-        numbers: for each pixel of a piece.
-        wide: the autoencoder, if its attention goes through in pieces.
+        factor: of the decoder or the encoder.
+        wide: its attention goes through in pieces.
     """
-    ways = []
-    for tile in (None, *TILES):
-        if tile is not None and tile >= max(max(p.width, p.height) for p in pictures):
-            continue
-        # A whole picture in float32 and the pieces that it is blended of.
-        pixels = max(p.width * p.height for p in pictures)
-        piece = pixels if tile is None else max(min(p.width, tile) * min(p.height, tile) for p in pictures)
-        computed = round(piece * numbers * itemsize)
-        if wide is not None:
-            tokens = piece // wide.scale**2
-            attending = tokens * WIDE_NUMBERS * wide.channels[-1] * itemsize + wide_attention_bytes(tokens, itemsize)
-            computed = max(computed, attending)
-        blended = 0 if tile is None else 2 * 16 * pixels
-        ways.append(Work(computed + 12 * pixels + blended + held + SLACK, tile))
-    return tuple(ways)
+    computed = round(pixels * factor * config.channels[0] * itemsize)
+    if not wide:
+        return computed
+    tokens = pixels // config.scale**2
+    attending = tokens * WIDE_NUMBERS * config.channels[-1] * itemsize + wide_attention_bytes(tokens, itemsize)
+    return max(computed, attending)
 
 
 def _padded(tokens: int) -> int:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hwaga.families.family import Course, Picture
+from hwaga.families.streaming_model import StreamingModel
 from hwaga.families.z_image.autoencoder import Autoencoder
 from hwaga.families.z_image.memory_use import Networks, factors, phases
 from hwaga.families.z_image.text_encoder import Qwen3Encoder
@@ -21,16 +21,15 @@ from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
 from hwaga.kernels.attention import scores_alive
 from hwaga.kernels.operations import multiplies_codes, why_not_fused
-from hwaga.memory.plan import Demand, PartSize
+from hwaga.memory.plan import Phase
 from hwaga.sampling.schedule import drop_first, flow_match
 from hwaga.sampling.walk import Derivative
 from hwaga.weights.adapters import Adapters
 from hwaga.weights.checkpoint import Blueprint
 from hwaga.weights.layouts import Z_IMAGE_ORIGINAL, qwen3_encoder, z_image_transformer
-from hwaga.weights.lora import LoraCache, LoraTarget, lora_targets
+from hwaga.weights.lora import LoraTarget, lora_targets
 from hwaga.weights.quantize import Precision
-from hwaga.weights.reader import CHUNK, THREADS, Reader
-from hwaga.weights.recent import RecentlyUsed
+from hwaga.weights.reader import Reader
 from hwaga.weights.unit import Unit
 
 IN_TRANSFORMER = r"(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention|feed_forward)\.\w+"
@@ -38,13 +37,8 @@ IN_TEXT_ENCODER = r"layers\.\d+\.(?:self_attn|mlp)\.\w+"
 """The linear layers that may be kept in fewer bits: nearly all weights. Embedders, modulation and the final layer are few, and
 every token of every step passes through their errors."""
 
-CAPTION_BYTES = 64 * 2**20
-"""For prompts that may come again. At full size one of 120 tokens takes 0.6 MiB, and saves the text encoder's work."""
 
-OnDevice = Callable[[str, int], AbstractContextManager[None]]
-
-
-class ZImageModel:
+class ZImageModel(StreamingModel[PromptTokenizer, tuple[int, ...], Tensor]):
     """The networks of a Z-Image checkpoint; see ``families.family.Model`` for the methods."""
 
     guided = False  # Turbo has guidance distilled into it
@@ -65,53 +59,50 @@ class ZImageModel:
         precision: Precision | None,
         lora_bytes: int,
     ) -> None:
-        self._tokenizer = tokenizer
-        self.networks = networks
-        self.shift = shift
-        self.weights_digest = weights_digest
-        self.device = device
-        self.dtype = dtype
-        self.reader = Reader(device)
-        blueprints = (text_encoder, transformer, autoencoder)
-        self.reader.hold({file for blueprint in blueprints for file in blueprint.files})
-        self.on_device: OnDevice = _already_there
+        reader = Reader(device)
+        reader.hold({file for blueprint in (text_encoder, transformer, autoencoder) for file in blueprint.files})
         text_encoder.keep_stored(IN_TEXT_ENCODER, precision)
         transformer.keep_stored(IN_TRANSFORMER, precision)
         if precision is not None:
             text_encoder.quantize(IN_TEXT_ENCODER, precision)
             transformer.quantize(IN_TRANSFORMER, precision)
-        self._imagined = device.type == "meta"
         if _codes_pay(device, dtype):
             # Not the text encoder: a few channels of its activations are so large that a row of 8 bits loses the others.
             transformer.multiply_codes(IN_TRANSFORMER)
         if text_encoder.sources["embed_tokens.weight"]:
-            text_encoder.connect("embed_tokens", self.reader)
+            text_encoder.connect("embed_tokens", reader)
         layers = text_encoder.units(dtype, _text_unit_of)
         norms = layers.pop("", Unit(text_encoder.network, [], dtype))
         blocks = transformer.units(dtype, _unit_of)
         whole = autoencoder.units(dtype)
         config = networks.transformer
+        self.networks = networks
+        self.shift = shift
         self.text_encoder = text_encoder.network.eval()
         self.transformer = transformer.network.eval()
         self.autoencoder = autoencoder.network.eval()
+        self._imagined = device.type == "meta"
+        self._compiling: Future[None] | None = None
+        self._compiled = device.type != "cuda"
         refined = [f"context_refiner.{i}" for i in range(config.refiner_layers)]
         denoised = [f"noise_refiner.{i}" for i in range(config.refiner_layers)]
         denoised += [f"layers.{i}" for i in range(config.layers)]
-        self._compiling: Future[None] | None = None
-        self._compiled = device.type != "cuda"
-        self.parts = {
-            "text_encoder": (norms, list(layers.values())),
-            "refiner": (blocks["cap_embedder"], [blocks[name] for name in refined]),
-            "denoiser": (blocks[""], [blocks[name] for name in denoised]),
-            "vae": (whole[""], list[Unit]()),
-        }
-        self.loras = LoraCache(
-            lora_targets_of(self.text_encoder, self.transformer), device=device, dtype=dtype, limit=lora_bytes
+        super().__init__(
+            tokenizer,
+            reader,
+            {
+                "text_encoder": (norms, list(layers.values())),
+                "refiner": (blocks["cap_embedder"], [blocks[name] for name in refined]),
+                "denoiser": (blocks[""], [blocks[name] for name in denoised]),
+                "vae": (whole[""], []),
+            },
+            encoders=[self.text_encoder],
+            lora_targets=lora_targets_of(self.text_encoder, self.transformer),
+            lora_bytes=lora_bytes,
+            weights_digest=weights_digest,
+            device=device,
+            dtype=dtype,
         )
-        self.captions: RecentlyUsed[tuple[int, ...], Tensor] = RecentlyUsed(
-            CAPTION_BYTES, lambda caption: caption.nbytes
-        )
-        self._reads = {module for module in self.text_encoder.modules() if isinstance(module, nn.Linear)}
         lens, patch = config.axes_lens, config.patch
         # A caption takes positions 1 to its padded length, and the image the one after.
         captions = (lens[0] - 2) // TOKEN_MULTIPLE * TOKEN_MULTIPLE
@@ -119,47 +110,21 @@ class ZImageModel:
         self.size_multiple = patch * networks.autoencoder.scale
         self.max_side = min(lens[1:]) * self.size_multiple
 
-    @property
-    def kept_bytes(self) -> int:
-        return self.loras.kept.nbytes + self.captions.nbytes
-
-    def new_bytes(self, loras: Sequence[tuple[Path, float]]) -> int:
-        return self.loras.new_bytes(loras)
-
-    def demand(self, pictures: Sequence[Picture], steps: int, kept: int) -> Demand:
-        sizes = []
-        for name, (rest, blocks) in self.parts.items():
-            filling = max(unit.filling_bytes for unit in (rest, *blocks))
-            sizes.append(
-                PartSize(
-                    name,
-                    rest.nbytes,
-                    tuple(block.nbytes for block in blocks),
-                    each_step=name == "denoiser",
-                    filling=filling,
-                    quantized=any(unit.quantized for unit in (rest, *blocks)),
-                )
-            )
-        filling = max(size.filling for size in sizes)
-        scores = scores_alive(self.device, self.dtype)
-        writing = {
-            name: max(unit.writing_bytes for unit in (rest, *blocks)) for name, (rest, blocks) in self.parts.items()
-        }
+    def _phases(
+        self, pictures: Sequence[Picture], steps: int, filling: int, writing: Mapping[str, int]
+    ) -> tuple[Phase, ...]:
         fused = self._imagined or why_not_fused(self.device) is None
         coded = any(getattr(module, "takes_codes", False) for module in self.transformer.modules())
-        stages = phases(
+        return phases(
             self.networks,
             pictures,
             steps,
             self.dtype.itemsize,
             filling,
             writing,
-            scores,
+            scores_alive(self.device, self.dtype),
             factors(self.networks, self.dtype.itemsize, fused=fused, coded=coded),
         )
-        # The picture on its way to the file, and the one it starts from; and the ring that weights are read through.
-        host = sum(16 * picture.width * picture.height for picture in pictures) + CHUNK * THREADS
-        return Demand(tuple(sizes), stages, steps, kept, host)
 
     def _compile_ahead(self, device: torch.device, dtype: torch.dtype) -> None:
         """Has the operations of the networks compiled while weights are read, so that the first picture need not wait. Where
@@ -174,7 +139,7 @@ class ZImageModel:
         if not self._compiled:  # not before there is a plan: it would count what compiling takes meanwhile
             self._compiled = True
             self._compiling = _started(partial(self._compile_ahead, self.device, self.dtype))
-        unit.bring(memory, self.reader, progress)
+        super().bring(unit, memory, progress)
 
     def ready(self) -> None:
         compiling, self._compiling = self._compiling, None
@@ -182,57 +147,22 @@ class ZImageModel:
         if error is not None:
             warnings.warn(f"Operations were not compiled ahead: {error}", RuntimeWarning, stacklevel=2)
 
-    def close(self) -> None:
-        self.ready()
-        self.forget()
-        self.reader.close()
-
-    @property
-    def tokenizer(self) -> PromptTokenizer:
-        assert self._tokenizer is not None, "an outline reads no prompts"
-        return self._tokenizer
-
     def tokenize(self, prompt: str, limit: int) -> tuple[int, ...]:
         return tuple(self.tokenizer.ids_within(prompt, limit))
 
     def length(self, tokens: tuple[int, ...]) -> int:
         return len(tokens)
 
-    def count_tokens(self, prompt: str) -> int:
-        return len(self.tokenizer.ids(prompt))
-
-    def forget(self) -> None:
-        self.loras.kept.clear()
-        self.captions.clear()
-
-    def adapters(self, loras: Sequence[tuple[Path, float]]) -> Adapters | None:
-        return self.loras.adapters(loras)
-
-    def encode_prompts(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Adapters | None]) -> list[Tensor]:
+    def encode_prompts(self, prompts: Sequence[tuple[int, ...]], adapters: Sequence[Adapters | None]) -> list[Tensor]:
         self.ready()
-        captions: dict[int, Tensor] = {}
-        unknown = []
-        for i, (ids, own) in enumerate(zip(prompts, adapters, strict=True)):
-            known = None if self._is_read_with(own) else self.captions.get(tuple(ids))
-            if known is None:
-                unknown.append(i)
-            else:
-                captions[i] = known
-        if unknown:
-            with self.on_device("text_encoder", 1):
-                read = self.text_encoder(
-                    [prompts[i] for i in unknown], [adapters[i] for i in unknown], self.device, self.dtype
-                )
-            for i, caption in zip(unknown, read, strict=True):
-                if not self._is_read_with(adapters[i]):
-                    self.captions.put(tuple(prompts[i]), caption)
-                captions[i] = caption
+        captions = self._captions(prompts, adapters)
         with self.on_device("refiner", 1):
-            return self.transformer.refine_captions([captions[i] for i in range(len(prompts))], adapters)
+            return self.transformer.refine_captions(captions, adapters)
 
-    def _is_read_with(self, adapters: Adapters | None) -> bool:
-        """Whether adapters change what the text encoder makes of a prompt."""
-        return adapters is not None and not self._reads.isdisjoint(adapters.by_layer)
+    def _read(self, prompts: Sequence[tuple[int, ...]], adapters: Sequence[Adapters | None]) -> list[Tensor]:
+        with self.on_device("text_encoder", 1):
+            read: list[Tensor] = self.text_encoder(prompts, adapters, self.device, self.dtype)
+        return read
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         scale = self.autoencoder.config.scale
@@ -287,9 +217,6 @@ class ZImageModel:
         with self.on_device("vae", 1):
             return self.autoencoder.encode(pixels[None], noise, tile)[0]
 
-    def decoding(self) -> AbstractContextManager[None]:
-        return self.on_device("vae", 1)
-
     def decode_latents(self, latents: Tensor, tile: int | None = None) -> Tensor:
         with self.on_device("vae", 1):
             return self.autoencoder.decode(latents[None], tile)[0]
@@ -327,10 +254,6 @@ def _started(work: Callable[[], None]) -> Future[None]:
     future = threads.submit(work)
     threads.shutdown(wait=False)
     return future
-
-
-def _already_there(_part: str, _passes: int) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 def lora_targets_of(text_encoder: Qwen3Encoder, transformer: ZImageTransformer) -> dict[str, LoraTarget]:
