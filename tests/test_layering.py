@@ -1,9 +1,9 @@
 """Imports point one way, and nothing heavy happens before it is needed.
 
-    ui (over HTTP) → server, cli → engines → engine → forecast → placement, resolve → room → prompt, families → memory.plan,
+    ui (over HTTP) → server, cli → engines → engine → forecast → placement, resolve → room → prompt, families → memory.demand,
     weights, sampling, kernels → the foundation
 
-Families say what they ask of memory in the types of memory.plan, which is pure data and arithmetic; where weights lie is not
+Families say what they ask of memory in the types of memory.demand, which are pure data; where weights lie is not
 theirs to see, so that of memory they may import nothing else.
 
 The first part reads every import under src/hwaga, also those inside functions; imports under TYPE_CHECKING are free. The
@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "kernels": FOUNDATION,
     "sampling": FOUNDATION,
     "weights": FOUNDATION | {"kernels"},
-    "families": FOUNDATION | {"weights", "sampling", "kernels", "memory"},  # of memory, the types of its plan alone
+    "families": FOUNDATION | {"weights", "sampling", "kernels", "memory"},  # of memory, the types of its demands alone
     "tokens": FOUNDATION | {"families"},  # the families' tokenizers for those that run without torch
     "memory": FOUNDATION | {"kernels"},
     "prompt": FOUNDATION,
@@ -79,7 +79,7 @@ WITHOUT_TORCH = FOUNDATION | {"prompt", "tokens"}
 ENGINE_OF_THE_SERVER = "server/worker.py"
 NOT_THE_FRONTS = frozenset({"engine", "engines", "memory"})
 # What a family may know of memory: how to say what it asks for.
-DEMANDS = "hwaga.memory.plan"
+DEMANDS = "hwaga.memory.demand"
 # The reference that Z-Image is held against is no part of Z-Image; SDXL's networks are borrowed from it.
 REFERENCE = frozenset({"diffusers", "transformers", "peft", "accelerate"})
 BORROWS_NETWORKS = "families/sdxl/"
@@ -216,9 +216,9 @@ def test_imports_point_one_way() -> None:
         (
             "families/sdxl/family.py",
             "from hwaga.memory.residency import Residency",
-            "of memory, families may import hwaga.memory.plan only",
+            "of memory, families may import hwaga.memory.demand only",
         ),
-        ("families/sdxl/family.py", "import hwaga.memory", "of memory, families may import hwaga.memory.plan only"),
+        ("families/sdxl/family.py", "import hwaga.memory", "of memory, families may import hwaga.memory.demand only"),
         ("families/sdxl/family.py", "from hwaga.placement import Caps", "families must not import placement"),
         ("memory/budget.py", "from hwaga.forecast import forecast", "memory must not import forecast"),
         ("families/z_image/family.py", "import diffusers", "only families/sdxl/ may import diffusers"),
@@ -255,7 +255,7 @@ def test_what_is_allowed_passes() -> None:
         "weights/checkpoint.py": "import torch\nfrom hwaga.errors import CheckpointError",
         "families/__init__.py": "def open(name):\n    from hwaga.families.z_image import family",
         "families/family.py": "",
-        "families/z_image/family.py": "from hwaga.families.family import Family\nfrom hwaga.memory.plan import Demand",
+        "families/z_image/family.py": "from hwaga.families.family import Family\nfrom hwaga.memory.demand import Demand",
         "placement.py": "from hwaga.families.family import Model\nfrom hwaga.memory.residency import Residency",
         "forecast.py": "from hwaga.room import Caps",
         "families/sdxl/family.py": "import diffusers\nimport torch",

@@ -23,7 +23,8 @@ from hwaga.families.family import Model, Picture
 from hwaga.kernels.operations import why_not_fused
 from hwaga.memory.budget import budget, cap_for, host_memory, process_memory, rounded
 from hwaga.memory.device import device_memory, find_device, multiplies_bfloat16
-from hwaga.memory.plan import Budget, Plan, plan
+from hwaga.memory.plan import Budget, Plan
+from hwaga.memory.planner import plan
 from hwaga.memory.sharing import Holding, holding_of
 from hwaga.model_lookup import card_of
 from hwaga.request import ImageRequest

@@ -15,7 +15,8 @@ from hwaga.errors import DeviceMemoryError, DoesNotFitError
 from hwaga.families.family import Model, Picture, Progress
 from hwaga.memory.budget import STEP
 from hwaga.memory.device import current, device_memory, give_back
-from hwaga.memory.plan import Budget, Plan, plan
+from hwaga.memory.plan import Budget, Plan
+from hwaga.memory.planner import plan
 from hwaga.memory.residency import Residency
 from hwaga.memory.trim import trim_host_memory
 from hwaga.room import Room, Tenant

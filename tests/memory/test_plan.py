@@ -15,7 +15,9 @@ from hwaga.errors import DoesNotFitError
 from hwaga.families import find_family
 from hwaga.families.family import Model, Picture
 from hwaga.memory.budget import budget
-from hwaga.memory.plan import SLOTS, Budget, Demand, PartSize, Phase, Plan, Work, leaving_order, plan
+from hwaga.memory.demand import Demand, PartSize, Phase, Work
+from hwaga.memory.plan import SLOTS, Budget, Plan
+from hwaga.memory.planner import leaving_order, plan
 
 GIB = 2**30
 

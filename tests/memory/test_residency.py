@@ -24,7 +24,9 @@ from placed import (
 from torch import Tensor
 
 from hwaga import Engine, ImageRequest
-from hwaga.memory.plan import SLOTS, Budget, Demand, PartSize, Phase, Plan, Work, plan
+from hwaga.memory.demand import Demand, PartSize, Phase, Work
+from hwaga.memory.plan import SLOTS, Budget, Plan
+from hwaga.memory.planner import plan
 from hwaga.memory.residency import Residency
 
 CPU = torch.device("cpu")

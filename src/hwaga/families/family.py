@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from hwaga.memory.plan import Demand
+    from hwaga.memory.demand import Demand
     from hwaga.sampling.walk import Derivative
     from hwaga.weights.conversion import Conversion
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hwaga.families.family import Picture, Tokenizer, Tokens
-from hwaga.memory.plan import Demand, PartSize, Phase
+from hwaga.memory.demand import Demand, PartSize, Phase
 from hwaga.weights.adapters import Adapters
 from hwaga.weights.lora import LoraCache, LoraTarget
 from hwaga.weights.reader import CHUNK, THREADS, Reader

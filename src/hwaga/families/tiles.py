@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hwaga.families.family import Picture
-from hwaga.memory.plan import Work
+from hwaga.memory.demand import Work
 
 OVERLAP = 4
 """A piece shares this fraction (1/4) of its side with its neighbour."""

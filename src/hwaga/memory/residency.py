@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from hwaga.errors import DeviceMemoryError
-from hwaga.memory.plan import SLOTS, PartPlan, Plan, leaving_order
+from hwaga.memory.plan import SLOTS, PartPlan, Plan
+from hwaga.memory.planner import leaving_order
 from hwaga.memory.sharing import HeldUnit
 from hwaga.memory.stream import BlockStream
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hwaga.memory.plan import Neighbour, PartSize, Plan, leaving_order
+from hwaga.memory.demand import PartSize
+from hwaga.memory.plan import Neighbour, Plan
+from hwaga.memory.planner import leaving_order
 
 
 @dataclass(frozen=True)

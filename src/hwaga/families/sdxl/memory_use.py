@@ -14,7 +14,7 @@ from hwaga.families.sdxl.captions import ROWS
 from hwaga.families.sdxl.networks import Networks
 from hwaga.families.sdxl.words import CONTENT, WINDOW
 from hwaga.families.tiles import ways
-from hwaga.memory.plan import Phase, Work
+from hwaga.memory.demand import Phase, Work
 
 MIB = 2**20
 

@@ -21,7 +21,7 @@ from hwaga.families.sdxl.noise import KARRAS, Prediction, level
 from hwaga.families.sdxl.words import CONTENT, PromptTokenizer
 from hwaga.families.streaming_model import StreamingModel
 from hwaga.kernels.attention import SCORES_ALIVE, keeps_scores
-from hwaga.memory.plan import Phase
+from hwaga.memory.demand import Phase
 from hwaga.sampling.trained_noise import keep_last
 from hwaga.sampling.walk import Derivative
 from hwaga.weights.adapters import Adapters

@@ -19,7 +19,7 @@ from hwaga.families.z_image.text_encoder import TextEncoderConfig
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, TransformerConfig
 from hwaga.kernels.attention import wide_attention_bytes
 from hwaga.kernels.operations import turns
-from hwaga.memory.plan import Phase, Work
+from hwaga.memory.demand import Phase, Work
 
 MIB = 2**20
 

@@ -21,7 +21,7 @@ from hwaga.families.z_image.tokenizer import PromptTokenizer
 from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
 from hwaga.kernels.attention import scores_alive
 from hwaga.kernels.operations import multiplies_codes, why_not_fused
-from hwaga.memory.plan import Phase
+from hwaga.memory.demand import Phase
 from hwaga.sampling.schedule import drop_first, flow_match
 from hwaga.sampling.walk import Derivative
 from hwaga.weights.adapters import Adapters
