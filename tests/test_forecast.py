@@ -84,10 +84,10 @@ def test_fewer_pictures_are_offered_first(settings: Settings) -> None:
 
 def test_a_precision_that_would_fit_is_offered(settings: Settings) -> None:
     square = ImageRequest("a fox", width=1024, height=1024)
-    with pytest.raises(DoesNotFitError, match="With --precision int8 this would fit"):
-        forecast("z-image-turbo", square, vram="2.42 GiB", ram="16 GiB", precision="full", settings=settings)
-    said = forecast("z-image-turbo", square, vram="2.42 GiB", ram="16 GiB", precision="int8", settings=settings)
-    assert said.precision == "int8"
+    with pytest.raises(DoesNotFitError, match="With --precision fp8 this would fit"):
+        forecast("z-image-turbo", square, vram="2.4 GiB", ram="16 GiB", precision="full", settings=settings)
+    said = forecast("z-image-turbo", square, vram="2.4 GiB", ram="16 GiB", precision="fp8", settings=settings)
+    assert said.precision == "fp8"
 
 
 def test_the_hosts_memory_can_be_too_small(settings: Settings) -> None:
