@@ -175,3 +175,12 @@ def test_a_damaged_model_is_refused(settings: Settings, tmp_path: Path) -> None:
     (folder / "model_index.json").write_text("{}")
     with pytest.raises(CheckpointError):
         forecast(replace(card, folder=folder), settings=settings)
+
+
+def test_whole_weights_go_by_the_name_of_their_format(settings: Settings) -> None:
+    named = forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision="bf16", settings=settings)
+    assert (named.precision, named.dtype) == ("full", "bfloat16")
+    with pytest.raises(DeviceError, match=r"bf16 is whole weights in bfloat16.*opened in float32.*--dtype bfloat16"):
+        forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision="bf16", dtype="float32", settings=settings)
+    with pytest.raises(DeviceError, match=r"must be one of auto, full, .* not 'fp16'"):
+        forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision="fp16", settings=settings)

@@ -92,7 +92,8 @@ class Engine:
             device: "cuda", "cuda:1", "mps", "cpu"; the settings' device, or the fastest present.
             dtype: "bfloat16", "float32", and for some families "float16"; the settings' dtype, or what the family prefers on a
                 GPU, and on the CPU bfloat16 where that multiplies it, else float32.
-            precision: "int8", "fp8" or "int4" to keep the large weights in fewer bits, "full" for the dtype; the settings'.
+            precision: "int8", "fp8" or "int4" to keep the large weights in fewer bits, "full" for the dtype ("bf16" where
+                that is bfloat16); the settings'.
                 "auto" is the dtype where that fits in any way, and else the best that does.
             vram, ram: most that this process may take of the GPU and of the host, as bytes or as "8 GiB"; the settings', or
                 what is free.
@@ -110,7 +111,7 @@ class Engine:
         where = device or settings.device if room is None else str(room.device)
         card, chosen_device, chosen_dtype = choose(model, where, dtype or settings.dtype, settings)
         room = room or Room(chosen_device, Caps.of(vram, ram, settings))
-        ways = precisions(card, precision or settings.precision)
+        ways = precisions(card, precision or settings.precision, chosen_dtype)
         card.check_present()
         marker = Verified.read(card.folder)
         if marker is not None and marker.missing:

@@ -36,6 +36,9 @@ from hwaga.weights.verified import Verified
 FULL = "full"
 AUTO = "auto"
 
+NUMBER_FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Short names of formats, by which many call whole weights."""
+
 SIDES = (2048, 1536, 1280, 768, 512, 384, 256)
 """Of squares that are offered where a picture does not fit, beside the card's shapes."""
 
@@ -141,7 +144,7 @@ def forecast(
             except DoesNotFitError:
                 return None
 
-        ways = precisions(card, precision or settings.precision)
+        ways = precisions(card, precision or settings.precision, chosen)
         first = model_kept(ways[0])
         there = _there(place, caps)
         size, steps = card.default_size, card.steps
@@ -207,14 +210,27 @@ def choose(
     return card, chosen, find_dtype(dtype, find_family(card.family).dtypes, chosen.type)
 
 
-def precisions(card: ModelCard, precision: str) -> tuple[str, ...]:
+def precisions(card: ModelCard, precision: str, dtype: torch.dtype) -> tuple[str, ...]:
     """The ways to keep weights that ``Engine.open`` tries, in order.
+
+    Args:
+        precision: or the name of a number format, which is "full" where the networks run in it.
+        dtype: that they run in.
 
     Raises:
         DeviceError: no such precision.
     """
     family = find_family(card.family)
     offered = (AUTO, FULL, *family.precisions)
+    named = NUMBER_FORMATS.get(precision, precision)
+    if named in family.dtypes:
+        opened = str(dtype).removeprefix("torch.")
+        if named != opened:
+            raise DeviceError(
+                f"{precision} is whole weights in {named}, and {card.name} is opened in {opened} here. "
+                f"Give --dtype {named} (HWAGA_DTYPE), or the precision {FULL}."
+            )
+        return (FULL,)
     if precision not in offered:
         raise DeviceError(f"The precision must be one of {', '.join(offered)}, not {precision!r}.")
     return (FULL, *family.sound_precisions) if precision == AUTO else (precision,)

@@ -56,7 +56,7 @@ Dtype = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="auto (the default): full wherever that fits. Or full, int8, fp8, int4: the large weights in fewer bits."
+        help="auto (the default): full wherever that fits. Or full (bf16), int8, fp8, int4: the large weights in fewer bits."
     ),
 ]
 Vram = Annotated[
