@@ -11,7 +11,7 @@ import pytest
 import schemathesis
 from openapi_examples import CHECKS, OPERATIONS, check_operation, picture_file
 
-from hwaga.server import health, native, openai_images, refusals
+from hwaga.server import health, native, openai_images, refusals, words
 
 if TYPE_CHECKING:
     from conftest import Running
@@ -58,7 +58,7 @@ def test_its_examples_of_requests_are_good(server: Running, path: str) -> None:
 
 def test_its_examples_of_answers_are_such_answers() -> None:
     for model in (
-        *(native.JobView, native.Entry, native.LoraView, native.Composed),
+        *(native.JobView, words.Entry, words.LoraView, words.Composed),
         *(openai_images.Pictures, openai_images.Model, refusals.ErrorBody, health.Health, health.Readiness),
     ):
         (example,) = model.model_json_schema()["examples"]

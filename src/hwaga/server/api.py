@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from hwaga.cards import ModelCard
 from hwaga.prompt import Library
-from hwaga.server import health, native, openai_images, page, plans, refusals
+from hwaga.server import health, native, openai_images, page, plans, refusals, words
 from hwaga.server.access_log import AccessLog
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.documented import Documented
@@ -64,7 +64,7 @@ def create_app(
     dispatcher.on_end = app.state.metrics.observe
     dispatcher.on_step = app.state.metrics.steps.inc
     refusals.add_to(app)
-    for part in (native, openai_images, plans, health, page):
+    for part in (native, words, openai_images, plans, health, page):
         app.include_router(part.router)
     app.add_middleware(Gate, dispatcher=dispatcher, access=access, uploads=UPLOADS)
     app.add_middleware(AccessLog)  # the last one added is the outermost
