@@ -66,6 +66,7 @@ class HubServer:
         requests: all that were made.
         faults: by file path, what happens to the next responses for its content, in order.
         refusal: a status and X-Error-Code that the hub answers everything with.
+        gated: by repository, a status and X-Error-Code in place of its files, which are listed all the same.
         token: what the hub demands, if anything.
         ranges: whether content can be asked for in ranges.
         pause: seconds between blocks of a body.
@@ -78,6 +79,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.faults: dict[str, deque[Fault]] = defaultdict(deque)
         self.refusal: tuple[int, str] | None = None
+        self.gated: dict[str, tuple[int, str]] = {}
         self.metadata_faults: deque[Fault] = deque()
         self.extra_siblings: list[dict[str, Any]] = []
         self.token = ""
@@ -177,7 +179,9 @@ class HubServer:
                 resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)", path)
                 repo, commit, file = resolve.groups() if resolve else ("", "", "")
                 data = hub.commits.get((repo, commit), {}).get(file)
-                if data is None:
+                if repo in hub.gated:
+                    self.answer(hub.gated[repo][0], {"X-Error-Code": hub.gated[repo][1]})
+                elif data is None:
                     self.answer(404, {"X-Error-Code": "EntryNotFound"})
                 elif file.endswith(".safetensors"):
                     place = f"{hub.storage}/{repo}/{commit}/{file}?X-Signature=secret"

@@ -116,7 +116,8 @@ def convert(plan: ConversionPlan) -> Generator[int, None, None]:
             kept = plan.layout != "diffusers"
             card = _new_card(plan, folder, [folder / path for path in checked if kept and _is_weights(path)])
             write_durably(folder / CARD_FILE, card_toml(card).encode())
-            Verified(card.source, plan.precision, checked, ()).write(folder)
+            loras = {style.lora for style in card.styles.values() if style.lora is not None}
+            Verified(card.source, plan.precision, checked, (), tuple(sorted(loras & checked.keys()))).write(folder)
             if os.path.lexists(plan.destination):
                 raise ConversionError(f"{plan.destination} has appeared meanwhile, and nothing is overwritten.")
             folder.rename(plan.destination)

@@ -53,7 +53,7 @@ def test_a_model_from_nothing_to_verified(hwaga: Command, server: HubServer, tmp
     assert "z-image-turbo (on this machine, verified)" in hwaga("models").out
     states = {model["name"]: model["state"] for model in json.loads(hwaga("models", "--json").out)}
     assert states["z-image-turbo"] == "on this machine, verified"
-    assert hwaga("models", "verify").out == f"{folder}: 5 files checked, good.\n"
+    assert hwaga("models", "verify").out.endswith(f"\n{folder}: 5 files checked, good.\n")
     assert "Nothing to fetch" in hwaga("download").err
 
 
@@ -117,6 +117,31 @@ def test_a_style_with_its_licence(hwaga: Command, server: HubServer, tmp_path: P
     assert Path("loras/ink.safetensors").read_bytes() == b"ink"
     assert "CC-BY-4.0" in hwaga("lora", "list", "-m", "mine.toml").out
     assert "LoRA: ink at 1" in hwaga("prompt", "a fox", "-m", "mine.toml", "--style", "ink").err
+
+
+def test_a_style_that_is_given_out_on_conditions(hwaga: Command, server: HubServer, tmp_path: Path) -> None:
+    """The model is there, with a note; `--parts styles` says why not."""
+    for style in built_in_cards(Path("models"))["z-image-turbo"].styles.values():
+        assert style.source is not None
+        server.push(style.source.repo, {style.source.file: b"lora"}, commit=style.source.revision)
+        server.gated[style.source.repo] = (403, "GatedRepo")
+    done = hwaga("download", "--json")
+    assert done.code == 0
+    assert "The style pixel_art is left out: tarn59/pixel_art_style_lora_z_image_turbo is given out on" in done.err
+    told = json.loads(done.out)
+    assert {entry["style"] for entry in told["unavailable_styles"]} == {"pixel_art", "childrens_drawing"}
+    assert "z-image-turbo (on this machine, verified)" in hwaga("models").out
+    assert "is given out on conditions" in hwaga.refused("download", "--parts", "styles")
+    assert "left out" not in hwaga("download", "--parts", "vae").err
+    server.gated.clear()
+    assert "left out" not in hwaga("download").err
+    lora = tmp_path / "data" / "models" / "z-image-turbo" / "loras" / "pixel_art_style_z_image_turbo.safetensors"
+    lora.unlink()
+    checked = hwaga("models", "verify")
+    assert checked.code == 0
+    assert f"absent   {lora}, of a style. The model is whole without.\n" in checked.out
+    (report,) = json.loads(hwaga("models", "verify", "--json").out)
+    assert (report["good"], report["absent_styles"]) == (True, [f"loras/{lora.name}"])
 
 
 def test_a_folder_has_the_styles_that_lie_there(hwaga: Command, server: HubServer) -> None:

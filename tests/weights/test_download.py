@@ -1181,14 +1181,158 @@ def test_a_style_that_is_not_given_out_any_more(server: HubServer, styled: Model
     check_whole(styled.folder, MODEL | {"loras/line.safetensors": LORA})
 
 
+@pytest.fixture
+def drawable(server: HubServer, styled: ModelCard) -> ModelCard:
+    """A card whose model can be opened; its files are here, and neither they nor its style's LoRA were fetched yet."""
+    paths = [path for path in (ASSETS / "mini").rglob("*") if path.is_file() and path.parent.name != "loras"]
+    files = {path.relative_to(ASSETS / "mini").as_posix(): path for path in paths if path.name != "card.toml"}
+    server.push(REPO, {name: path.read_bytes() for name, path in files.items()})
+    for name, path in files.items():
+        (styled.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, styled.folder / name)
+    return styled
+
+
+def check_opens(card: ModelCard) -> None:
+    assert condition(card) == "verified"
+    with Engine.open(card, device="cpu") as engine:
+        assert engine.card is card
+
+
+LINE = "loras/line.safetensors"
+
+
+def refuse(server: HubServer, how: str) -> None:
+    """The LoRA's repository is listed as ever, and does not give its file out."""
+    if how == "gated":
+        server.gated[LORA_REPO] = (403, "GatedRepo")
+    elif how == "gone":
+        server.gated[LORA_REPO] = (404, "EntryNotFound")
+    elif how == "damaged":
+        server.faults["v2/line.safetensors"].extend([Fault(corrupt_at=7)] * 20)
+    else:
+        server.faults["v2/line.safetensors"].extend([Fault(drop_after=0)] * 100)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("gated", "somebody/lines is given out on conditions"),
+        ("gone", "somebody/lines listed is no longer there"),
+        ("damaged", "arrived damaged twice"),
+        ("silent", "did not arrive"),
+    ],
+)
+def test_a_style_that_is_listed_and_not_given_out(
+    server: HubServer, styled: ModelCard, monkeypatch: pytest.MonkeyPatch, how: str, why: str
+) -> None:
+    """The model is fetched all the same, and the last progress tells of the style; unless styles were asked for."""
+    monkeypatch.setattr(download_module, "PIECE", 10_000)
+    refuse(server, how)
+    hub = Hub.from_environment()
+    plan = make_plan(styled, hub)
+    assert plan.unavailable == ()
+    progress = [*fetch(plan, hub, connections=3)][-1]
+    ((name, reason),) = progress.unavailable
+    assert name == "line"
+    assert why in reason
+    assert progress.fetched == progress.to_fetch == sum(map(len, MODEL.values()))
+    marker = Verified.read(styled.folder)
+    assert marker is not None
+    assert (set(marker.files), marker.missing, marker.absent_styles) == (set(MODEL), (), (LINE,))
+    assert condition(styled) == "verified"
+    if how == "gated":
+        with pytest.raises(HubError, match=why):
+            run(styled, parts=["styles"])
+        assert condition(styled) == "verified"
+    server.gated.clear()
+    server.faults.clear()
+    run(styled)
+    check_whole(styled.folder, MODEL | {LINE: LORA})
+
+
+def test_a_model_opens_whatever_becomes_of_its_lora(
+    server: HubServer, drawable: ModelCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, broken off, deleted, and without the network."""
+    refuse(server, "gated")
+    run(drawable)
+    check_opens(drawable)
+    server.gated.clear()
+    monkeypatch.setattr(download_module, "PIECE", 10_000)
+    interrupt(drawable, server, after=15_000)
+    assert (drawable.folder / f"{LINE}.part").is_file(), "it was in the middle of the LoRA"
+    check_opens(drawable)
+    run(drawable, parts=["vae"])
+    assert (drawable.folder / f"{LINE}.part").is_file(), "what has arrived is kept"
+    before = server.sent()
+    run(drawable)
+    assert server.sent() - before < len(LORA)
+    assert (drawable.folder / LINE).read_bytes() == LORA
+    (drawable.folder / LINE).unlink()
+    check_opens(drawable)
+    for _ in range(2):
+        report = report_of(drawable.folder)
+        assert report.good
+        assert (report.damaged, report.missing, report.absent_styles, report.extra) == ((), (), (LINE,), ())
+    check_opens(drawable)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    ((name, reason),) = run(drawable).unavailable
+    assert name == "line"
+    assert "HF_HUB_OFFLINE forbids" in reason
+    with pytest.raises(HubError, match="HF_HUB_OFFLINE forbids"):
+        run(drawable, parts=["styles"])
+    check_opens(drawable)
+
+
+def test_a_damaged_lora_is_told_of_and_fetched_again(server: HubServer, styled: ModelCard) -> None:
+    run(styled)
+    (styled.folder / LINE).write_bytes(bytes(len(LORA)))
+    assert condition(styled) == "not verified"
+    report = report_of(styled.folder)
+    assert (report.good, report.damaged, report.missing) == (False, (LINE,), ())
+    assert condition(styled) == "verified", "the model is"
+    run(styled)
+    check_whole(styled.folder, MODEL | {LINE: LORA})
+
+
+@pytest.mark.parametrize("outage", ["listing", "file", "others asked for"])
+def test_a_lora_that_was_verified_stays_so(server: HubServer, styled: ModelCard, outage: str) -> None:
+    """Also while the hub has a newer one, and keeps that to itself."""
+    run(styled)
+    server.push(LORA_REPO, {"v2/line.safetensors": LORA[::-1]})
+    if outage == "listing":
+        server.branches.pop((LORA_REPO, "main"))
+    elif outage == "file":
+        refuse(server, "gated")
+    before = len(server.requests)
+    run(styled, parts=["vae"] if outage == "others asked for" else [])
+    check_whole(styled.folder, MODEL | {LINE: LORA})
+    asked = [request.path for request in server.requests[before:]]
+    assert any(LORA_REPO in path for path in asked) == (outage != "others asked for")
+
+
+def test_a_marker_that_does_not_tell_styles_apart(server: HubServer, styled: ModelCard) -> None:
+    """As earlier versions wrote it."""
+    run(styled)
+    values = json.loads((styled.folder / MARKER).read_text())
+    del values["styles"], values["files"][LINE]
+    (styled.folder / MARKER).write_text(json.dumps({**values, "missing": [LINE]}))
+    (styled.folder / LINE).unlink()
+    assert condition(styled) == "verified"
+    assert report_of(styled.folder).absent_styles == (LINE,)
+
+
 def test_a_lora_that_is_not_what_the_card_says(server: HubServer, styled: ModelCard, card: ModelCard) -> None:
     with pytest.raises(DamagedFileError, match=r"v2/line\.safetensors of somebody/lines has sha256 .* pins 0000"):
-        plan_of(with_style(card, sha256=64 * "0"))
+        plan_of(with_style(card, sha256=64 * "0"), parts=["styles"])
     clashing = replace(styled.styles["line"], lora=VAE)
     with pytest.raises(DownloadError, match=rf"puts somebody/lines where the model has a file of its own, at {VAE}"):
         plan_of(replace(styled, styles=MappingProxyType({"line": clashing})))
     with pytest.raises(DownloadError, match=r"has no v3/line\.safetensors, which a style"):
-        plan_of(with_style(card, file="v3/line.safetensors"))
+        plan_of(with_style(card, file="v3/line.safetensors"), parts=["styles"])
+    for other in (with_style(card, sha256=64 * "0"), with_style(card, file="v3/line.safetensors")):
+        assert [name for name, _ in plan_of(other).unavailable] == ["line"], "the model is whole without"
     run(with_style(card, sha256=sha256(LORA)))
     check_whole(card.folder, MODEL | {"loras/line.safetensors": LORA})
 

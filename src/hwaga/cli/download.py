@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +62,7 @@ def download(
             progress_bar(transfer=True) as bar,
             closing(fetch(plan, hub, connections=connections, limit_rate=rate)) as steps,
         ):
-            checking = None
+            checking, unavailable = None, plan.unavailable
             for step in steps:
                 only_checks = step.fetched >= step.to_fetch and bool(step.checking)
                 subject = f"Checking {step.checking}" if only_checks else "Fetching"
@@ -73,13 +74,16 @@ def download(
                 show = bar.show if checking is only_checks else bar.begin
                 show(subject, done, total)
                 checking = only_checks
+                unavailable = (*plan.unavailable, *step.unavailable)
     except KeyboardInterrupt:
         say("Stopped. What has arrived is kept: run it again to go on.")
         raise typer.Exit(130) from None
     if as_json:
-        print_json(_describe(plan) | {"verified": True})
+        print_json(_describe(replace(plan, unavailable=unavailable)) | {"verified": True})
     else:
         print_result(str(plan.folder))
+    for name, reason in unavailable[len(plan.unavailable) :]:
+        say(_left_out(name, reason))
     marker = Verified.read(plan.folder)
     if marker is not None and marker.missing:
         say(f"Files of the other parts that are still to be fetched: {len(marker.missing)}.")
@@ -113,9 +117,13 @@ def _show(plan: Plan, console: Console) -> None:
         console.print(Text(f"Licence of {name} ({repo}): {license or 'not said on the card'}"), soft_wrap=True)
     console.print(table)
     for name, reason in plan.unavailable:
-        console.print(Text(f"The style {name} is left out: {reason}"), soft_wrap=True)
+        console.print(Text(_left_out(name, reason)), soft_wrap=True)
     summary = f"{_size(plan.to_fetch)} to fetch; with a tenth to spare, {_size(plan.space_needed)} of free disk."
     console.print(summary if plan.to_fetch else "Nothing to fetch.")
+
+
+def _left_out(name: str, reason: str) -> str:
+    return f"The style {name} is left out: {reason}"
 
 
 def _size(size: int) -> str:

@@ -76,6 +76,8 @@ def verify_models(
             for word in ("damaged", "missing", "extra"):
                 for path in getattr(report, word):
                     console.print(Text(f"{word:<9}{folder / path}"))
+            for path in report.absent_styles:
+                console.print(Text(f"{'absent':<9}{folder / path}, of a style. The model is whole without."))
             verdict = "good" if report.good else "not as they should be"
             console.print(Text(f"{folder}: {len(report.verified)} files checked, {verdict}."))
     if not all(report.good for report in reports.values()):

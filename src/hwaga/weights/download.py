@@ -41,6 +41,7 @@ class Progress:
         checked, to_check: read from the disk for their hash.
         checking: path of a file that is being read, or "".
         failure: what the latest attempt that is waited after has met, or "".
+        unavailable: names of styles that the hub lists and does not give out, each with why; the model is whole without.
     """
 
     fetched: int
@@ -49,12 +50,15 @@ class Progress:
     to_check: int
     checking: str
     failure: str
+    unavailable: tuple[tuple[str, str], ...]
 
 
 def fetch(
     plan: Plan, hub: Hub, *, connections: int = 4, limit_rate: int | None = None
 ) -> Generator[Progress, None, None]:
     """Fetches what a plan says, and ends when every file is verified. Closing it stops; what has arrived is kept.
+
+    A style that cannot be fetched ends nothing unless it was asked for by name: the last progress tells of it.
 
     Args:
         limit_rate: bytes a second, over all connections.
@@ -111,13 +115,20 @@ class _Fetching:
             if is_verified(file, plan.folder, known.get(file.path))
         }
         self.unverified = [file for file in plan.files if file.remote.path not in self.verified]
+        self.styles = {path for _, path in plan.styles}
+        # What was good stays so, though nobody gives it out any more or it was not asked for this time.
+        self.kept = {
+            path: known[path] for path in self.styles & known.keys() if known[path].describes(plan.folder / path)
+        }
+        self.given_up: dict[str, str] = {}
+        """Paths of files of styles that cannot be fetched, and why."""
 
     def run(self, connections: int) -> Generator[Progress, None, None]:
         """Does everything, and says meanwhile how far it is."""
         self._note()
         # The largest first: then their hash passes run beside the rest.
         for file in sorted(self.unverified, key=lambda file: -file.remote.size):
-            self.tasks.append(partial(self._begin, file.remote))
+            self.tasks.append(partial(self._try, file.remote, partial(self._begin, file.remote)))
         with ThreadPoolExecutor(connections, thread_name_prefix="hwaga-download") as pool:
             pending = {pool.submit(self._work) for _ in range(connections)}
             try:
@@ -134,16 +145,23 @@ class _Fetching:
                 pool.shutdown()
                 for target in self.targets.values():
                     target.close()
+        for path in self.given_up.keys() & self.targets.keys():
+            if not self.targets[path].received:
+                self.targets[path].remove_traces()
         self._sweep()
 
     def _progress(self) -> Progress:
         with self.changed:
             fetched = 0
-            for file in self.unverified:
+            wanted = [file for file in self.unverified if file.remote.path not in self.given_up]
+            for file in wanted:
                 target = self.targets.get(file.remote.path)
                 fetched += target.received if target else file.arrived
-            to_fetch = sum(file.remote.size for file in self.unverified)
-            return Progress(fetched, to_fetch, self.checked, self.to_check, self.checking, self.failure)
+            to_fetch = sum(file.remote.size for file in wanted)
+            unavailable = tuple((name, self.given_up[path]) for name, path in self.plan.styles if path in self.given_up)
+            return Progress(
+                fetched, to_fetch, self.checked, self.to_check, self.checking, self.failure, unavailable=unavailable
+            )
 
     def _work(self) -> None:
         while True:
@@ -160,6 +178,18 @@ class _Fetching:
                 with self.changed:
                     self.busy -= 1
                     self.changed.notify_all()
+
+    def _try(self, remote: RemoteFile, task: Callable[[], None]) -> None:
+        """Does a task of a file. What fails of a style that nobody asked for ends that file alone."""
+        if remote.path in self.given_up:
+            return
+        try:
+            task()
+        except DownloadError as error:
+            if self.plan.styles_asked or remote.path not in self.styles:
+                raise
+            with self.changed:
+                self.given_up.setdefault(remote.path, str(error))
 
     def _begin(self, remote: RemoteFile) -> None:
         """Takes a file that is here or in the cache, if its hash is right, or sees to its pieces."""
@@ -191,7 +221,9 @@ class _Fetching:
             for begin in ([start] if target.whole else range(start, end, PIECE))
         ]
         with self.changed:  # in front, so that a file is finished before the next one is begun
-            self.tasks.extendleft(partial(self._fetch, target, *piece, target.epoch) for piece in reversed(ends))
+            for piece in reversed(ends):
+                fetching = partial(self._fetch, target, *piece, target.epoch)
+                self.tasks.appendleft(partial(self._try, target.remote, fetching))
             self.changed.notify_all()
 
     def _fetch(self, target: PartialFile, start: int, end: int, epoch: int) -> None:
@@ -202,6 +234,8 @@ class _Fetching:
         patience = Patience(ATTEMPTS)
         complete = False
         while position < end and epoch == target.epoch and not self.stop.is_set():
+            if remote.path in self.given_up:  # by another piece of it
+                return
             chunks = self.hub.stream(remote, position, end, whole=whole)
             try:
                 with closing(chunks):
@@ -282,12 +316,14 @@ class _Fetching:
             self._note()
 
     def _note(self) -> None:
-        missing = tuple(sorted(file.path for file in self.expected if file.path not in self.verified))
-        Verified(self.plan.repo, self.plan.commit, self.verified, missing).write(self.plan.folder)
+        files = {**self.kept, **self.verified}
+        missing = sorted({file.path for file in self.expected} - {*files, *self.styles})
+        marker = Verified(self.plan.repo, self.plan.commit, files, tuple(missing), tuple(sorted(self.styles)))
+        marker.write(self.plan.folder)
 
     def _sweep(self) -> None:
         """Removes what an earlier download of another revision left unfinished."""
-        expected = {self.plan.folder / file.path for file in self.expected}
+        expected = {self.plan.folder / path for path in (*(file.path for file in self.expected), *self.styles)}
         for state in [*self.plan.folder.rglob(f"*{STATE}")]:
             path = state.with_name(state.name.removesuffix(STATE))
             if path not in expected:

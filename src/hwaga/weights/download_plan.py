@@ -13,7 +13,7 @@ from typing import Literal
 
 from hwaga.card_styles import Style
 from hwaga.cards import STYLES, ModelCard
-from hwaga.errors import DamagedFileError, DiskSpaceError, DownloadError, HubError
+from hwaga.errors import DamagedFileError, DiskSpaceError, DownloadError
 from hwaga.hub_sources import Download
 from hwaga.weights.hub import Hub, RemoteFile
 from hwaga.weights.offline import Offline
@@ -57,7 +57,9 @@ class Plan:
         others: files of the model's other parts.
         left_out: paths that the card's patterns name and that are never fetched, because of their kind.
         licenses: what is fetched (the model, a style), its repository and its licence.
-        unavailable: names of styles whose weights the hub does not give out, each with why.
+        styles: names of the styles that have weights of their own to fetch, each with where those go.
+        styles_asked: whether they were asked for by name. Else the model is whole without them.
+        unavailable: names of styles whose weights cannot be fetched, each with why.
     """
 
     repo: str
@@ -67,6 +69,8 @@ class Plan:
     others: tuple[RemoteFile, ...]
     left_out: tuple[str, ...]
     licenses: tuple[tuple[str, str, str], ...]
+    styles: tuple[tuple[str, str], ...]
+    styles_asked: bool
     unavailable: tuple[tuple[str, str], ...]
 
     @property
@@ -101,8 +105,8 @@ def make_plan(
     Args:
         folder: where it goes; the card's folder when left out.
         parts: names of the parts to fetch, ``STYLES`` for the styles' LoRAs; all when empty. Files of no part are always
-            fetched. A style that the hub does not give out is left out, as the model is whole without; unless the styles were
-            asked for by name.
+            fetched. A style that cannot be fetched is left out, as the model is whole without; unless the styles were asked
+            for by name. Nobody is asked for styles where other parts were.
         revision: a branch, tag or commit in place of the card's, of its main repository.
 
     Raises:
@@ -127,17 +131,19 @@ def make_plan(
         included = {**files, **included}
     found: dict[str, RemoteFile] = {}
     unavailable: list[tuple[str, str]] = []
-    for name, style in loras.items():
+    for name, style in loras.items() if not parts or STYLES in parts else ():
         try:
             found[name] = _lora(style, listing)
-        except HubError as error:
+        except DownloadError as error:
             if STYLES in parts:
                 raise
             unavailable.append((name, str(error)))
     fetched_loras = [*{file.path: file for file in found.values()}.values()]  # styles may share one
-    for file in fetched_loras:
-        if file.path in included:
-            raise DownloadError(f"The card puts {file.repo} where the model has a file of its own, at {file.path}.")
+    for style in loras.values():
+        if style.source is not None and style.file in included:
+            raise DownloadError(
+                f"The card puts {style.source.repo} where the model has a file of its own, at {style.file}."
+            )
     if offline is not None:
         offline.check_whole({**included, **{file.path: file for file in fetched_loras}})
     wanted = [included[path] for path in sorted(included) if path.endswith(SUFFIXES)] + fetched_loras
@@ -146,12 +152,9 @@ def make_plan(
     ]
     chosen = [pattern for name in parts for pattern in source.parts.get(name, ())]
     others = [file for file in wanted if _matches(file.path, skipped) and not _matches(file.path, chosen)]
-    extras = fetched_loras if parts and STYLES not in parts else []
     try:
         marker = Verified.read(folder)
-        planned = tuple(_placed(file, folder, marker, hub) for file in wanted if file not in [*others, *extras])
-        # The model lacks nothing without them; but those that are here are kept an eye on.
-        others += [file for file in extras if _placed(file, folder, marker, hub).place == "verified"]
+        planned = tuple(_placed(file, folder, marker, hub) for file in wanted if file not in others)
     except OSError as error:
         raise disk_error(error, folder) from error
     return Plan(
@@ -171,9 +174,11 @@ def make_plan(
             *(
                 (name, style.source.repo, style.source.license)
                 for name, style in loras.items()
-                if style.source and name in found and not extras
+                if style.source and name in found
             ),
         ),
+        styles=tuple((name, style.file) for name, style in loras.items() if style.file is not None),
+        styles_asked=STYLES in parts,
         unavailable=tuple(unavailable),
     )
 

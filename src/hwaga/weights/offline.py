@@ -2,7 +2,7 @@
 
 The marker knows the files of an earlier download. The cache has, by commit, a folder of links to files that are named after
 their content. Neither can say that a model is whole; so every pattern of its card, every part's weights, every shard that an
-index names and every file of the marker must be there.
+index names and every file of the marker must be there, but for those of styles.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Offline:
         commit = marker.revision if marker is not None and marker.repo == repo else _commit(place, revision)
         files = _snapshot(place, repo, commit)
         if marker is not None:
-            paths = [path for path in marker.files if path not in self._styles.values()]
+            paths = [path for path in marker.files if path not in {*self._styles.values(), *marker.styles}]
             places = {source.place("") for source in self._sources if source.repo == repo}
             names = {path: path.removeprefix(into) for into in places for path in paths if path.startswith(into)}
             names |= {path: file for (owner, file), path in self._styles.items() if owner == repo and path is not None}
@@ -80,7 +80,8 @@ class Offline:
             if not any(fnmatchcase(path, pattern) for path in weights for pattern in patterns):
                 missing.append(f"the weights of its {part}")
         if self._marker is not None:
-            missing += sorted({*self._marker.files, *self._marker.missing} - set(files))
+            known = {*self._marker.files, *self._marker.missing} - {*self._marker.styles}
+            missing += sorted(known - set(files))
         for path, file in files.items():
             if path.endswith(".safetensors.index.json"):
                 missing += sorted(self._shards(file) - set(files))

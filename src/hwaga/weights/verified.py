@@ -2,6 +2,7 @@
 
 It names the repository and the commit, and for each file its size, sha256 and the time of its last change, so that a glance
 tells whether a file is still the one that was checked. Files that belong to the model and are not there yet are listed too.
+Those of its styles are told apart, as a model is whole without them.
 """
 
 from __future__ import annotations
@@ -67,13 +68,20 @@ class Verified:
     Attributes:
         repo, revision: where the files are from; the revision is a commit.
         files: those that were checked, by path.
-        missing: paths of those that belong to the model and are not there, or not good.
+        missing: paths of those that belong to the model and are not there, or not good; never one of a style.
+        styles: paths of the files of its styles, there or not.
     """
 
     repo: str
     revision: str
     files: Mapping[str, CheckedFile]
     missing: tuple[str, ...]
+    styles: tuple[str, ...] = ()
+
+    @property
+    def absent_styles(self) -> tuple[str, ...]:
+        """Paths of files of styles that are not there, or not good."""
+        return tuple(path for path in self.styles if path not in self.files)
 
     @classmethod
     def read(cls, folder: Path) -> Verified | None:
@@ -82,9 +90,14 @@ class Verified:
             values = json.loads((folder / MARKER).read_text(encoding="utf-8"))
             repo, revision, missing = values["repo"], values["revision"], values["missing"]
             files = {path: CheckedFile.from_values(entry) for path, entry in values["files"].items()}
-            if not isinstance(missing, list) or not all(map(_stays_below, (*files, *missing))):
+            styles = values.get("styles")
+            if styles is None:  # written before styles were told apart, when their LoRAs lay in one folder
+                styles = sorted(path for path in {*files, *missing} if path.startswith("loras/"))
+            if not isinstance(missing, list) or not isinstance(styles, list):
                 return None
-            return cls(repo, revision, files, tuple(missing)) if isinstance(repo + revision, str) else None
+            if not all(map(_stays_below, (*files, *missing, *styles))) or not isinstance(repo + revision, str):
+                return None
+            return cls(repo, revision, files, tuple(path for path in missing if path not in styles), tuple(styles))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
@@ -112,13 +125,15 @@ class Report:
     """What hashing a model's files again has found.
 
     Attributes:
-        verified, damaged, missing: paths of the model's files.
+        verified, damaged, missing: paths of the model's files, and of its styles' that are there.
+        absent_styles: paths of files of styles that are not there. The model is whole without.
         extra: paths of files that the model does not have. They do no harm by being there.
     """
 
     verified: tuple[str, ...]
     damaged: tuple[str, ...]
     missing: tuple[str, ...]
+    absent_styles: tuple[str, ...]
     extra: tuple[str, ...]
 
     @property
@@ -134,8 +149,11 @@ def condition(card: ModelCard) -> Condition:
         return "partly fetched" if fetched else "not verified" if card.present else "not on this machine"
     if marker.missing:
         return "partly fetched"
-    touched = not all(file.describes(card.folder / path) for path, file in marker.files.items())
-    return "not verified" if touched else "verified"
+    for path, file in marker.files.items():
+        gone = path in marker.styles and not (card.folder / path).exists()
+        if not gone and not file.describes(card.folder / path):
+            return "not verified"
+    return "verified"
 
 
 def verify(folder: Path) -> Generator[Hashing | Report, None, None]:
@@ -157,7 +175,7 @@ def verify(folder: Path) -> Generator[Hashing | Report, None, None]:
             f"{folder} has no {MARKER} to compare with. `hwaga download` writes it, once it has checked what lies there."
         )
     found: dict[str, CheckedFile] = {}
-    damaged, missing = [], list(marker.missing)
+    damaged, missing, absent_styles = [], list(marker.missing), list(marker.absent_styles)
     done, total = 0, sum(file.size for file in marker.files.values())
     for name, file in marker.files.items():
         path = folder / name
@@ -172,17 +190,18 @@ def verify(folder: Path) -> Generator[Hashing | Report, None, None]:
             else:
                 damaged.append(name)
         except FileNotFoundError:
-            missing.append(name)
+            (absent_styles if name in marker.styles else missing).append(name)
         except OSError as error:
             raise DownloadError(f"{path} cannot be read: {error.strerror}. Check the disk.") from error
         done += file.size
-    ours = {MARKER, LOCK, CARD_FILE, *marker.files, *marker.missing}
+    ours = {MARKER, LOCK, CARD_FILE, *marker.files, *marker.missing, *marker.styles}
     paths = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     extra = [path for path in sorted(paths - ours) if not path.endswith((PART, STATE, ".new"))]
     if Verified.read(folder) == marker:  # else a download was at work meanwhile, and knows better
         with suppress(OSError):  # a folder that may only be read can still be looked at
-            replace(marker, files=found, missing=tuple(sorted({*missing, *damaged}))).write(folder)
-    yield Report(tuple(found), tuple(damaged), tuple(sorted(missing)), tuple(extra))
+            lacking = tuple(sorted({*missing, *damaged} - {*marker.styles}))
+            replace(marker, files=found, missing=lacking).write(folder)
+    yield Report(tuple(found), tuple(damaged), tuple(sorted(missing)), tuple(sorted(absent_styles)), tuple(extra))
 
 
 def _stays_below(path: object) -> bool:
