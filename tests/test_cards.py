@@ -459,6 +459,27 @@ def test_styles_beside_a_model(checkpoint: Path) -> None:
             find_card(checkpoint, MODELS)
 
 
+def test_styles_beside_a_card(checkpoint: Path) -> None:
+    """As in a folder that `hwaga convert` writes. They count before the card's."""
+    text = (ASSETS / "mini" / "card.toml").read_text(encoding="utf-8")
+    (checkpoint / "card.toml").write_text(text, encoding="utf-8")
+    own = checkpoint / "styles.toml"
+    own.write_text(
+        '[styles.film]\ntitle = { en = "Film" }\ncheckpoint = "film.safetensors"\n'
+        '[styles.anime]\ntitle = { en = "Mine" }\nlora = "loras/mine.safetensors"\n'
+    )
+    for model in (checkpoint, checkpoint / "card.toml"):
+        card = find_card(model, MODELS)
+        assert list(card.styles) == ["realistic", "semi_realistic", "anime", "film"]
+        assert card.styles["anime"].lora == "loras/mine.safetensors"
+        with pytest.raises(CheckpointError, match=r"\[styles\.film\] in the card or styles\.toml of mini"):
+            find_card(f"{model}:film", MODELS).check_present()
+    own.write_text("[styles")
+    for model in (checkpoint, checkpoint / "card.toml"):
+        with pytest.raises(CardError, match=r"styles\.toml cannot be read"):
+            find_card(model, MODELS)
+
+
 def test_by_folder_below_home_and_below_here(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(checkpoint.parent))
     assert find_card("~/my model", MODELS).folder == checkpoint.resolve()

@@ -194,6 +194,7 @@ def test_the_card_and_the_marker(tmp_path: Path) -> None:
     assert marker is not None
     files = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
     assert files - set(marker.files) == {"card.toml", "verified.json"}
+    assert marker.styles == ("loras/flat.safetensors", "loras/line.safetensors"), "without which it would be whole"
     request = ImageRequest("a red apple on a yellow background", seed=3, steps=2, style="anime")
     with (
         Engine.open(made, device="cpu", dtype="bfloat16") as one,

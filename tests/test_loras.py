@@ -37,6 +37,18 @@ def test_a_model_s_own_come_first(library: LoraLibrary) -> None:
     assert library.entries()["line"].model is None
 
 
+def test_a_model_s_own_that_is_absent_shadows_nothing(library: LoraLibrary, tmp_path: Path) -> None:
+    card = replace(MINI, folder=tmp_path)
+    mine = library.add(FLAT, "line")
+    assert library.find("line", card) == mine.file
+    entries = library.entries(card)
+    assert (entries["line"].model, entries["flat"].model) == (None, "mini")
+    (tmp_path / "loras").mkdir()
+    there = tmp_path / "loras/line.safetensors"
+    there.write_bytes(FLAT.read_bytes())
+    assert library.find("line", card) == there
+
+
 def test_unknown_names_list_near_ones(library: LoraLibrary) -> None:
     with pytest.raises(LoraError, match=r"no LoRA 'flaat'\. Did you mean flat"):
         library.find("flaat", MINI)

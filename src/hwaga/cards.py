@@ -192,7 +192,9 @@ class ModelCard:
 
     @property
     def _styles_place(self) -> str:
-        return "the card" if self.path is not None and self.path.suffix == ".toml" else STYLES_FILE
+        if self.path is None or self.path.suffix != ".toml":
+            return STYLES_FILE
+        return f"the card or {STYLES_FILE}" if (self.folder / STYLES_FILE).is_file() else "the card"
 
     def size_of(self, aspect: str) -> tuple[int, int]:
         """Width and height of a shape by name.

@@ -64,7 +64,7 @@ class LoraLibrary:
         self.folder = folder
 
     def entries(self, card: ModelCard | None = None) -> dict[str, LoraEntry]:
-        """All LoRAs by name. Where the model's and the user's share a name, the model's is meant."""
+        """All LoRAs by name. Where the model's and the user's share a name, the model's is meant, if its file is there."""
         found = {}
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             name = unicodedata.normalize("NFC", path.stem)  # macOS takes letters apart
@@ -72,6 +72,8 @@ class LoraLibrary:
         for style in card.styles.values() if card else ():
             if card is not None and style.lora is not None:
                 file = card.folder / style.lora
+                if file.stem in found and not file.is_file():
+                    continue
                 again = f"{card.remedy_for_style(style)}."
                 found[file.stem] = LoraEntry(file.stem, file, card.name, style.source, again)
         return found
@@ -104,7 +106,7 @@ class LoraLibrary:
             file: a safetensors file. Whether it is a LoRA is for the caller to know. What peft's ``adapter_config.json`` beside
                 it says about alphas goes into the copy.
             name: what to call it; the file's own name when left out.
-            taken: names that models use for LoRAs of their own, which would be meant instead.
+            taken: names of LoRAs that models have of their own, which would be meant instead.
 
         Raises:
             LoraError: no such file, a name that cannot be one or is taken, or no room.

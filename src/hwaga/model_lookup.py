@@ -18,7 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from hwaga.cards import ASSETS, CARD_FILE, INDEX_FILE, STYLE_SIGN, ModelCard
-from hwaga.errors import CheckpointError, UnknownModelError
+from hwaga.errors import CardError, CheckpointError, UnknownModelError
 from hwaga.settings import Settings
 
 WEIGHT_FOLDERS = ("diffusion_models", "unet", "checkpoints", "text_encoders", "clip", "vae")
@@ -54,6 +54,22 @@ def built_in_cards(models: Path) -> dict[str, ModelCard]:
     bundled = ModelCard.read(ASSETS / "mini" / CARD_FILE)
     known = (bundled, *(_moved(card, models / card.name) for card in cards))
     return {card.name: replace(card, path=None) for card in known}
+
+
+def cards_by_name(models: Path) -> tuple[dict[str, ModelCard], dict[str, CardError]]:
+    """The cards that come with Hwaga, with the styles beside their models; and by model what is wrong with the file of those,
+    which it goes without.
+
+    Args:
+        models: as of ``built_in_cards``.
+    """
+    cards, wrong = built_in_cards(models), {}
+    for name, card in cards.items():
+        try:
+            cards[name] = card.with_styles_beside()
+        except CardError as error:
+            wrong[name] = error
+    return cards, wrong
 
 
 def _moved(card: ModelCard, folder: Path) -> ModelCard:
@@ -92,7 +108,7 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
         ) from error
     if is_file:
         if path.suffix == ".toml":
-            return ModelCard.read(path)
+            return ModelCard.read(path).with_styles_beside()
         if not _holds_weights(path):
             raise UnknownModelError(f"{path} is a file. Give the checkpoint's folder, or a model card (.toml).")
         like = cards["sdxl" if _holds_stable_diffusion(path) else "z-image-turbo"]
@@ -112,7 +128,7 @@ def find_card(model: str | Path, models: Path) -> ModelCard:
 
 def _card_of_folder(folder: Path, cards: Mapping[str, ModelCard]) -> ModelCard:
     if (folder / CARD_FILE).is_file():
-        return ModelCard.read(folder / CARD_FILE)
+        return ModelCard.read(folder / CARD_FILE).with_styles_beside()
     try:
         index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
         pipeline = index["_class_name"]

@@ -32,6 +32,19 @@ def test_add_list_draw_remove(hwaga: Command) -> None:
     assert "There is no LoRA 'flat' of your own" in hwaga.refused("lora", "remove", "flat")
 
 
+def test_a_name_that_a_model_has_no_file_for(hwaga: Command, tmp_path: Path) -> None:
+    """It is the user's until the model's own is fetched."""
+    name = "pixel_art_style_z_image_turbo"
+    assert hwaga("lora", "add", FLAT, "--name", name).code == 0
+    listed = {row["name"]: row for row in json.loads(hwaga("lora", "list", "--json", "-m", "z-image-turbo").out)}
+    assert (listed[name]["model"], listed[name]["bytes"]) == (None, FLAT.stat().st_size)
+    assert hwaga("lora", "remove", name).code == 0
+    fetched = tmp_path / "data" / "models" / "z-image-turbo" / "loras" / f"{name}.safetensors"
+    fetched.parent.mkdir(parents=True)
+    fetched.write_bytes(b"theirs")
+    assert f"A model has a LoRA {name} of its own" in hwaga.refused("lora", "add", FLAT, "--name", name)
+
+
 def test_what_is_added_is_a_lora(hwaga: Command) -> None:
     save(Path("base.safetensors"), {"layers.0.attention.to_q.weight": torch.ones(4, 4)})
     assert "is no LoRA" in hwaga.refused("lora", "add", "base.safetensors")

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from command import Command
+
+from hwaga.cards import ASSETS
 
 
 def test_models_are_listed(hwaga: Command) -> None:
@@ -20,3 +23,20 @@ def test_models_are_listed(hwaga: Command) -> None:
     assert "pixel_art (LoRA of tarn59/pixel_art_style_lora_z_image_turbo, Apache-2.0, not fetched)" in " ".join(
         shown.split()
     )
+
+
+def test_a_bad_file_of_styles_is_its_own_model_s_alone(hwaga: Command, tmp_path: Path) -> None:
+    own = tmp_path / "data" / "models" / "z-image-turbo" / "styles.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("[styles")
+    shown = hwaga("models")
+    assert shown.code == 0
+    assert "mini (on this machine, the default)" in shown.out
+    assert "styles.toml cannot be read" in " ".join(shown.out.split())
+    errors = {model["name"]: model["error"] for model in json.loads(hwaga("models", "--json").out)}
+    assert f"{own} cannot be read" in errors.pop("z-image-turbo")
+    assert set(errors.values()) == {None}
+    added = hwaga("lora", "add", ASSETS / "mini/loras/flat.safetensors", "--name", "mine")
+    assert (added.code, added.out) == (0, "mine\n")
+    assert f"{own} cannot be read" in " ".join(added.err.split())
+    assert f"{own} cannot be read" in hwaga.refused("prompt", "a fox", "-m", "z-image-turbo")

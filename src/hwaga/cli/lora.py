@@ -13,7 +13,7 @@ from rich.text import Text
 from hwaga.cards import ModelCard
 from hwaga.cli.console import gibibytes, print_json, print_result, progress_bar, say
 from hwaga.loras import LoraEntry, LoraLibrary
-from hwaga.model_lookup import built_in_cards, find_card
+from hwaga.model_lookup import cards_by_name, find_card
 from hwaga.settings import Settings
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A model's name, a checkpoint folder or a card file.")]
@@ -31,7 +31,7 @@ def add(
 ) -> None:
     """Copy a LoRA into the library, and say which models it fits. Prints its name."""
     settings = Settings.read()
-    cards = {name: card.with_styles_beside() for name, card in built_in_cards(settings.models).items()}
+    cards, wrong = cards_by_name(settings.models)
     chosen = find_card(model or settings.model, settings.models)
     present = [card for card in {chosen.name: chosen, **cards}.values() if card.present]
     with progress_bar() as bar:
@@ -41,13 +41,18 @@ def add(
         fits = check_lora(file, present)
         bar.show("Copying", 0, None)
         taken = {
-            Path(style.lora).stem for card in (chosen, *cards.values()) for style in card.styles.values() if style.lora
+            Path(style.lora).stem
+            for card in (chosen, *cards.values())
+            for style in card.styles.values()
+            if style.lora and (card.folder / style.lora).is_file()
         }
         entry = LoraLibrary(settings.loras).add(file, name, taken=taken)
     if as_json:
         print_json(_describe(entry) | {"fits": {model: reason is None for model, reason in fits.items()}})
         return
     print_result(entry.name)
+    for error in wrong.values():
+        say(str(error))
     for model_name, reason in fits.items():
         say(f"It fits {model_name}." if reason is None else f"It does not fit {model_name}: {reason}")
     if all(reason is not None for reason in fits.values()):

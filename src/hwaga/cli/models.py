@@ -15,7 +15,7 @@ from rich.text import Text
 from hwaga.cards import ModelCard
 from hwaga.cli.console import gibibytes, print_json, progress_bar, say
 from hwaga.errors import DownloadError
-from hwaga.model_lookup import built_in_cards, find_card
+from hwaga.model_lookup import built_in_cards, cards_by_name, find_card
 from hwaga.settings import Settings
 from hwaga.weights.verified import MARKER, Hashing, Report, condition, verify
 
@@ -30,12 +30,12 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     settings = Settings.read()
-    cards = [card.with_styles_beside() for card in built_in_cards(settings.models).values()]
+    cards, wrong = cards_by_name(settings.models)
     if as_json:
-        print_json([_describe(card) for card in cards])
+        print_json([_describe(card) | {"error": str(wrong.get(name) or "") or None} for name, card in cards.items()])
         return
     console = Console(highlight=False)
-    for card in cards:
+    for card in cards.values():
         default = ", the default" if card.name == settings.model else ""
         console.print(Text(card.name, style="bold").append(f" ({_state(card)}{default})", style="not bold"))
         table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
@@ -44,6 +44,8 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
         table.add_row("sizes", ", ".join(f"{name} {width}x{height}" for name, (width, height) in card.aspects.items()))
         table.add_row("styles", Text(", ".join(_style(card, name) for name in card.styles) or "–"))
         table.add_row("source", Text(card.source))
+        if card.name in wrong:
+            table.add_row("error", Text(str(wrong[card.name])))
         console.print(table)
 
 
