@@ -146,6 +146,8 @@ def test_the_card_of_its_model_counts(server: Running) -> None:
     assert names("/v1/styles")["anime"] == "flat"
     assert names("/v1/styles?model=second")["anime"] is None
     assert "ink" not in names("/v1/styles?model=second"), "whose LoRA is not there"
+    own = {model["name"]: model["styles"] for model in server.client.get("/v1/status").json()["models"]}
+    assert own == {"mini": ["realistic", "semi_realistic", "anime"], "second": []}
     assert "ink.safetensors is not there. Put the file there; or go on" in refusal(
         prompt="x", style="ink", model="second"
     )

@@ -45,6 +45,10 @@ def test_the_page_is_there_whole(server: Running) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert {"index.html", "app.js", "base.css", "styles/anime.webp"} <= page_files().keys()
     assert server.client.get("/ui/app.js").headers["content-type"].startswith("text/javascript")
+    head = server.client.head("/ui/app.js")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == server.client.get("/ui/app.js").headers["content-length"]
+    assert server.client.head("/ui/none.js").status_code == 404
 
 
 def test_its_files_are_packed_and_known_again(server: Running) -> None:

@@ -17,7 +17,6 @@ from fastapi import APIRouter, Header, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from hwaga.cards import ModelCard
 from hwaga.errors import UnknownJobError, UnknownModelError
 from hwaga.request import MAX_SEED, ImageRequest
 from hwaga.server import examples
@@ -26,6 +25,7 @@ from hwaga.server.health import kilobyte_lines
 from hwaga.server.native import ETAG, MADE, JobView, view_of
 from hwaga.server.picture_formats import made_by
 from hwaga.server.refusals import RESPONSES
+from hwaga.server.served import Served
 from hwaga.server.wire import DeviceMemory
 from hwaga.version import __version__
 
@@ -87,6 +87,7 @@ async def index(request: Request) -> Response:
     return _sent("index.html", request)
 
 
+@router.head("/ui/{name:path}", include_in_schema=False)
 @router.get("/ui/{name:path}", include_in_schema=False)
 async def page_file(name: str, request: Request) -> Response:
     """What it consists of."""
@@ -102,7 +103,7 @@ class ModelView(BaseModel):
     max_steps: int
     token_limit: int
     aspects: dict[str, tuple[int, int]] = Field(description="Width and height in pixels by the name of the shape.")
-    styles: list[str] = Field(description="The styles that it has of its own.")
+    styles: list[str] = Field(description="The styles that it has of its own, and that can be asked for.")
     own_words_only: bool = Field(description="Styles and industries beyond its own change nothing.")
     guidance: float | None = Field(
         description="Of a model that is drawn with guidance: how much, unless a request says so."
@@ -147,7 +148,7 @@ class StatusView(BaseModel):
 @router.get("/v1/status", tags=["health"], summary="The server at a glance", responses=RESPONSES)
 async def status(front: TheFront, _: Owner) -> StatusView:
     """The models, the queue and memory."""
-    dispatcher, models = front.dispatcher, [_view(served.card) for served in front.models.values()]
+    dispatcher, models = front.dispatcher, [_view(served) for served in front.models.values()]
     uses = front.model(None).library.uses
     counts = await dispatcher.call(dispatcher.store.counts)
     processes: dict[str, tuple[int, DeviceMemory | None]] = {"front": (os.getpid(), None)}
@@ -176,7 +177,8 @@ async def status(front: TheFront, _: Owner) -> StatusView:
     )
 
 
-def _view(card: ModelCard) -> ModelView:
+def _view(served: Served) -> ModelView:
+    card = served.card
     return ModelView(
         name=card.name,
         title=card.title,
@@ -184,7 +186,7 @@ def _view(card: ModelCard) -> ModelView:
         max_steps=card.limits.max_steps,
         token_limit=card.limits.tokens,
         aspects={name: (width, height) for name, (width, height) in card.aspects.items()},
-        styles=list(card.styles),
+        styles=list(served.own_styles),
         own_words_only=card.own_words_only,
         guidance=card.guidance,
         samplers=list(card.samplers),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hwaga.card_styles import Style
 from hwaga.cards import ModelCard
 from hwaga.errors import PromptTooLongError, RequestError
 from hwaga.loras import LoraLibrary
@@ -35,6 +36,15 @@ class Served:
     def of(cls, card: ModelCard, library: Library, settings: Settings) -> Served:
         """A model by its card. Raises CheckpointError where its tokenizer is not there, or damaged."""
         return cls(card, library, LoraLibrary(settings.loras), token_checker(card))
+
+    @property
+    def own_styles(self) -> Mapping[str, Style]:
+        """The model's own styles that can be asked for: less those that are nothing but a LoRA that is not there."""
+        return {
+            name: style
+            for name, style in self.card.styles.items()
+            if name in self.library.styles or style.lora is None or (self.card.folder / style.lora).is_file()
+        }
 
     def composed(self, words: Words | ImageRequest, limit: int) -> Composition:
         """The prompt that words come to, counted. Raises RequestError."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -66,15 +67,13 @@ class Composed(BaseModel):
 async def list_styles(front: TheFront, _: Owner, model: OfModel = None) -> list[Entry]:
     """Those of the packs and of the model. One that is nothing but a LoRA that is not there is left out."""
     served = front.model(model)
-    packs, own = served.library.styles, served.card.styles
+    packs, own = served.library.styles, served.own_styles
     entries = []
     for name in dict.fromkeys([*packs, *own]):
-        lora = served.card.folder / (own[name].lora or "") if name in own and own[name].lora else None
-        if name not in packs and lora is not None and not lora.is_file():
-            continue
+        lora = own[name].lora if name in own else None
         titles = packs[name].titles if name in packs else own[name].title
         aliases = list(packs[name].aliases) if name in packs else []
-        entries.append(Entry(name=name, title=dict(titles), aliases=aliases, lora=lora.stem if lora else None))
+        entries.append(Entry(name=name, title=dict(titles), aliases=aliases, lora=Path(lora).stem if lora else None))
     return entries
 
 
