@@ -314,7 +314,7 @@ def test_memory_decides_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatc
         placement = engine._opened()
         pictures = [engine._resolver.resolve(request).picture for request in requests]
         found = []
-        for quarters in range(4 * 130, 4 * 200):
+        for quarters in range(4 * 150, 4 * 240):
             budget = Budget("cuda", quarters * 2**18, 2**30)
             monkeypatch.setattr(placement, "budget", lambda budget=budget: budget)
             moved = [placement._moved(Work(pictures[:count], 8)) for count in (1, 2, 3, 4)]
