@@ -4,8 +4,8 @@
 
 A real ``hwaga serve`` with the bundled model on the CPU, over plain HTTP, that draws up to three pictures at once. Every job
 that was accepted must come to exactly one end, with its pictures, whatever was killed; see ``examine`` in tests/storm.py for
-all that is checked. The counts, and what was wrong, go to ``results/chaos.json`` (of some parts alone, to a file with their
-names); the exit code is 1 if anything was. HWAGA_TEST_PATIENCE in seconds suits a machine that is busy besides. Linux only.
+all that is checked. The counts, and what was wrong, go to ``results/chaos.json``, of some parts alone to a file with their
+names; the exit code is 1 if anything was. HWAGA_TEST_PATIENCE in seconds suits a machine that is busy besides. Linux only.
 """
 
 from __future__ import annotations

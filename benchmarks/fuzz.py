@@ -2,8 +2,9 @@
 
     python benchmarks/fuzz.py [--inputs 120000] [--seed 1] [--memory-mib 256]
 
-So many for each reader, in processes that may not grow by more memory than that. Every file must be read, or refused with an
-error of Hwaga's; anything else ends the run with exit code 1. The counts go to ``results/fuzz.json``. Linux only.
+So many for each reader, some of which read a file in two ways, in processes that may not grow by more memory than that. Every
+file must be read, or refused with an error of Hwaga's; anything else ends the run with exit code 1. The counts go to
+``results/fuzz.json``. Linux only.
 """
 
 from __future__ import annotations

@@ -255,12 +255,16 @@ def on_an_l4() -> str:
     return table(["1024×1024, 8 steps", "H100, measured", "L4, a prediction"], rows)
 
 
+CHANGES = {True: " with changes to the scripts or the code", False: "", None: " as it was told"}
+"""What there was beside the commit; a machine that gets the files alone is told which one they are of."""
+
+
 def where(*names: str) -> str:
     found = [results(name)["where"] for name in names if results(name)]
     said = sorted(
         {
             f"{one['gpu'] or one['cpu']}, torch {one['torch']}, commit {one['commit']}"
-            f"{' with changes to the scripts or the code' if one['uncommitted_changes'] else ''}, {one['date']}"
+            f"{CHANGES[one['uncommitted_changes']]}, {one['date']}"
             for one in found
         }
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import json
 import os
 import time
@@ -196,11 +197,13 @@ class Progress:
     def save(self) -> None:
         if self.session.rank == 0:
             entry = {"done": self.done, "steps": self.steps, "seconds": self.seconds}
-            table = {**self._table(), self.name: entry}
-            # Whole at any time: phases that need nothing of one another may be trained side by side, one process each.
-            new = self.session.run / f"progress-{os.getpid()}.json"
-            new.write_text(json.dumps(table, indent=1) + "\n")
-            new.replace(self.session.run / "progress.json")
+            # Phases that need nothing of one another may be trained side by side, one process each, and end together.
+            with (self.session.run / "progress.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                table = {**self._table(), self.name: entry}
+                new = self.session.run / "progress.new"
+                new.write_text(json.dumps(table, indent=1) + "\n")
+                new.replace(self.session.run / "progress.json")
 
     def _table(self) -> dict[str, Any]:
         path = self.session.run / "progress.json"

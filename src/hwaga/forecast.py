@@ -222,7 +222,7 @@ def precisions(card: ModelCard, precision: str, dtype: torch.dtype) -> tuple[str
     """
     family = find_family(card.family)
     offered = (AUTO, FULL, *family.precisions)
-    named = NUMBER_FORMATS.get(precision, precision)
+    named = NUMBER_FORMATS.get(precision)
     if named in family.dtypes:
         opened = str(dtype).removeprefix("torch.")
         if named != opened:

@@ -3,7 +3,7 @@
     HWAGA_MODEL       model       the model used when none is named; "mini", the bundled one, unless set
     HWAGA_DEVICE      device      "cuda", "cuda:1", "mps" or "cpu"; the fastest present unless set
     HWAGA_DTYPE       dtype       "bfloat16", "float32" or, for SDXL, "float16"; what suits the device unless set
-    HWAGA_PRECISION   precision   "full"; "int8", "fp8" or "int4" to keep the large weights in fewer bits; "auto", the
+    HWAGA_PRECISION   precision   "full" or "bf16"; "int8", "fp8" or "int4" to keep the large weights in fewer bits; "auto", the
                                   default, is "full" wherever that fits in any way
     HWAGA_VRAM        vram        most that Hwaga may take of the GPU, such as "8 GiB"; what is free unless set
     HWAGA_RAM         ram         most that it may take of the machine's memory; what is free unless set

@@ -260,9 +260,9 @@ def order(folder: Path, models: str, batch: int, owners: str = "") -> list[tuple
 
     async def test() -> None:
         async with dispatching(folder / "server", models=["mini", "second"], batch=batch) as dispatcher:
-            gate = {"until": str(folder / "gate")}
+            gate = {"until": str(folder / "gate"), "log": str(folder / "begun")}
             await dispatcher.submit("text2image", {"model": "a", **gate})
-            await until(lambda: dispatcher._slots[0].held)
+            await until((folder / "begun").exists)  # once it is held, others may still come into its batch
             body = {"log": str(folder / "log"), "steps": 1}
             jobs = [
                 await dispatcher.submit("text2image", {"model": model, **body}, owner=owner)

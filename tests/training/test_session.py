@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from torch import nn
 from training.optimizer import MuonAdam, stacked_parts
 from training.recipe import Phase, Recipe
@@ -48,6 +49,23 @@ def test_a_phase_of_steps_ends_after_them(tmp_path: Path) -> None:
     progress = Progress(_session(tmp_path), "phase", dataclasses.replace(PHASE, steps=4), None)
     assert list(progress) == [0, 0.25, 0.5, 0.75]
     assert progress.finished
+
+
+def _one_phase(run: Path, name: str) -> None:
+    progress = Progress(_session(run), name, PHASE, None)
+    for progress.steps in range(200):
+        progress.save()
+
+
+def test_phases_side_by_side_lose_nothing_of_each_other(tmp_path: Path) -> None:
+    names = ["one", "two", "three"]
+    mp.spawn(_named, args=(tmp_path, names), nprocs=len(names))
+    for name in names:
+        assert Progress(_session(tmp_path), name, PHASE, None).steps == 199
+
+
+def _named(rank: int, run: Path, names: list[str]) -> None:
+    _one_phase(run, names[rank])
 
 
 def test_rates_rise_stay_and_fall(tmp_path: Path) -> None:
