@@ -91,7 +91,7 @@ def _download_notes() -> list[bytes]:
             "damaged.json": CheckedFile(90, 64 * "a", 10**18),
             "vae/model.safetensors": CheckedFile(1, 64 * "b", 3),
         }
-        Verified("owner/name", 40 * "c", files, ("scheduler/a.json",)).write(Path(name))
+        Verified("owner/name", 40 * "c", files, ("scheduler/a.json",), ("loras/a.safetensors",)).write(Path(name))
         marker = (Path(name) / MARKER).read_bytes()
     state = {"blob": 64 * "0", "size": 200, "ranges": [[0, 30], [40, 100]]}
     return [marker, json.dumps(state).encode()]

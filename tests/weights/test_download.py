@@ -1321,6 +1321,10 @@ def test_a_marker_that_does_not_tell_styles_apart(server: HubServer, styled: Mod
     (styled.folder / LINE).unlink()
     assert condition(styled) == "verified"
     assert report_of(styled.folder).absent_styles == (LINE,)
+    long = f"loras/{300 * 'x'}.safetensors"  # no file system has such a name
+    known = {**values["files"], long: {"size": 1, "sha256": 64 * "0", "mtime_ns": 1}}
+    (styled.folder / MARKER).write_text(json.dumps({**values, "files": known, "missing": []}))
+    assert condition(styled) == "verified"
 
 
 def test_a_lora_that_is_not_what_the_card_says(server: HubServer, styled: ModelCard, card: ModelCard) -> None:
