@@ -32,11 +32,11 @@ def test_a_bad_file_of_styles_is_its_own_model_s_alone(hwaga: Command, tmp_path:
     shown = hwaga("models")
     assert shown.code == 0
     assert "mini (on this machine, the default)" in shown.out
-    assert "styles.toml cannot be read" in " ".join(shown.out.split())
+    assert "styles.tomlcannotberead" in "".join(shown.out.split())  # wherever a table of this width breaks it
     errors = {model["name"]: model["error"] for model in json.loads(hwaga("models", "--json").out)}
     assert f"{own} cannot be read" in errors.pop("z-image-turbo")
     assert set(errors.values()) == {None}
     added = hwaga("lora", "add", ASSETS / "mini/loras/flat.safetensors", "--name", "mine")
     assert (added.code, added.out) == (0, "mine\n")
-    assert f"{own} cannot be read" in " ".join(added.err.split())
+    assert f"{own}cannotberead" in "".join(added.err.split())
     assert f"{own} cannot be read" in hwaga.refused("prompt", "a fox", "-m", "z-image-turbo")
