@@ -39,6 +39,8 @@ def list_models(context: typer.Context, as_json: Json = False) -> None:
         default = ", the default" if card.name == settings.model else ""
         console.print(Text(card.name, style="bold").append(f" ({_state(card)}{default})", style="not bold"))
         table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+        table.add_column()
+        table.add_column(overflow="fold")  # of a folder's name too long for a line, all is wanted
         table.add_row("what", Text(f"{card.title}. {card.license}"))
         table.add_row("weights", Text(f"{gibibytes(2 * _parameters(card))} in bfloat16, in {card.folder}"))
         table.add_row("sizes", ", ".join(f"{name} {width}x{height}" for name, (width, height) in card.aspects.items()))
