@@ -20,12 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hwaga.families.z_image import positions as places
 from hwaga.families.z_image import text_encoder
 from hwaga.families.z_image import transformer as z_image
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.transformer import (
-    TOKEN_MULTIPLE,
     BlockModulation,
     Modulation,
     TransformerConfig,
@@ -148,7 +148,7 @@ class TrainedTransformer(nn.Module):
         net = self.net
         modulation = net.modulate(times)
         x = net.x_embedder(tokens.to(net.x_pad_token.dtype))
-        if missing := -tokens.shape[1] % TOKEN_MULTIPLE:
+        if missing := -tokens.shape[1] % places.TOKEN_MULTIPLE:
             x = torch.cat([x, net.x_pad_token.expand(len(x), missing, -1)], dim=1)
         image_rotation, _ = _rotations(net, size, captions[0][0].shape[1], x.device)
         for block, factors in zip(net.noise_refiner, modulation.noise_refiner, strict=True):
@@ -242,9 +242,9 @@ def _rotation_tables(
     words: int,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    tables = z_image._rotation_tables(dims, lens, theta)
+    tables = places.rotation_tables(dims, lens, theta)
     found = []
-    for positions in (z_image._image_positions(*size, words + 1), z_image._caption_positions(words)):
+    for positions in (places.image_positions(*size, words + 1), places.caption_positions(words)):
         angles = torch.cat([table[positions[:, axis]] for axis, table in enumerate(tables)], dim=-1)
         found.append(torch.stack((angles.real, angles.imag)).to(device))
     return found[0], found[1]

@@ -15,8 +15,9 @@ from types import MappingProxyType
 from hwaga.families.family import Picture
 from hwaga.families.tiles import ways
 from hwaga.families.z_image.autoencoder import AutoencoderConfig
+from hwaga.families.z_image.positions import TOKEN_MULTIPLE
 from hwaga.families.z_image.text_encoder import TextEncoderConfig
-from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, TransformerConfig
+from hwaga.families.z_image.transformer import TransformerConfig
 from hwaga.kernels.attention import wide_attention_bytes
 from hwaga.kernels.operations import turns
 from hwaga.memory.demand import Phase, Work

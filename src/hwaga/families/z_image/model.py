@@ -16,9 +16,10 @@ from hwaga.families.family import Course, Picture
 from hwaga.families.streaming_model import StreamingModel
 from hwaga.families.z_image.autoencoder import Autoencoder
 from hwaga.families.z_image.memory_use import Networks, factors, phases
+from hwaga.families.z_image.positions import TOKEN_MULTIPLE
 from hwaga.families.z_image.text_encoder import Qwen3Encoder
 from hwaga.families.z_image.tokenizer import PromptTokenizer
-from hwaga.families.z_image.transformer import TOKEN_MULTIPLE, Pack, ZImageTransformer
+from hwaga.families.z_image.transformer import Pack, ZImageTransformer
 from hwaga.kernels.attention import scores_alive
 from hwaga.kernels.operations import multiplies_codes, why_not_fused
 from hwaga.memory.demand import Phase

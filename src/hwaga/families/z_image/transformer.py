@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -20,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hwaga.errors import CheckpointError
+from hwaga.families.z_image.positions import TOKEN_MULTIPLE, caption_positions, image_positions, rotation_tables
 from hwaga.kernels.attention import PLANNED, attention
 from hwaga.kernels.coded import Form, Rows
 from hwaga.kernels.operations import coded, gained_norm, residual_norm, swiglu, turned_heads
@@ -27,9 +27,6 @@ from hwaga.kernels.reference import rms_norm
 from hwaga.weights.adapters import Adapters, LinearCall, adapted, plain
 from hwaga.weights.config import ConfigValues
 from hwaga.weights.fused import FusedLinear
-
-TOKEN_MULTIPLE = 32
-"""Image tokens and caption tokens are each padded to a multiple of this with a learned token, which is attended."""
 
 TIME_CHANNELS = 256
 """Width of the sinusoid that a time is written as, and the most that modulation sees of it."""
@@ -386,7 +383,7 @@ class ZImageTransformer(nn.Module):
         for caption, own in zip(captions, adapters, strict=True):
             x = _padded(self.cap_embedder(caption.to(pad.dtype), adapted([own], [len(caption)])), pad)
             xs.append(x)
-            rotation = self._rotation(_caption_positions(len(x)), pad.device)
+            rotation = self._rotation(caption_positions(len(x)), pad.device)
             runs.append(Run(rotation, (len(x),), adapted([own], [len(x)])))
         blocks = _blocks(self.context_refiner)
         return run_blocks(blocks, [block.unmodulated() for block in blocks], xs, runs)
@@ -411,9 +408,9 @@ class ZImageTransformer(nn.Module):
         grids = tuple((h // self.config.patch, w // self.config.patch) for h, w in sizes)
         images, joints = [], []
         for (rows, columns), length in zip(grids, caption_lengths, strict=True):
-            image = self._rotation(_image_positions(rows, columns, length + 1), self.device)
+            image = self._rotation(image_positions(rows, columns, length + 1), self.device)
             images.append(image)
-            joints += [image, self._rotation(_caption_positions(length), self.device)]
+            joints += [image, self._rotation(caption_positions(length), self.device)]
         return Pack(
             grids=grids,
             image_lengths=tuple(len(image) for image in images),
@@ -487,42 +484,13 @@ class ZImageTransformer(nn.Module):
 
     def _rotation(self, positions: Tensor, device: torch.device) -> Tensor:
         """Complex64 ``[tokens, head_dim / 2]`` for integer positions ``[tokens, 3]``."""
-        tables = _rotation_tables(self.config.axes_dims, self.config.axes_lens, self.config.rope_theta)
+        tables = rotation_tables(self.config.axes_dims, self.config.axes_lens, self.config.rope_theta)
         parts = [table[positions[:, axis]] for axis, table in enumerate(tables)]
         return torch.cat(parts, dim=-1).to(device)
 
 
 def _blocks(stack: nn.ModuleList) -> list[Block]:
     return cast("list[Block]", list(stack))
-
-
-@lru_cache(maxsize=4)
-def _rotation_tables(dims: tuple[int, ...], lens: tuple[int, ...], theta: float) -> tuple[Tensor, ...]:
-    """For each axis, complex64 ``[positions, dim / 2]``; angles in float64 first, as the reference has them."""
-    with torch.device("cpu"), torch.inference_mode(False):
-        tables = []
-        for dim, length in zip(dims, lens, strict=True):
-            rates = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float64) / dim))
-            angles = torch.outer(torch.arange(length, dtype=torch.float64), rates).float()
-            tables.append(torch.polar(torch.ones_like(angles), angles))
-        return tuple(tables)
-
-
-def _caption_positions(length: int) -> Tensor:
-    """``[length, 3]``: 1, 2, … on the first axis; padding counts on."""
-    positions = torch.zeros(length, 3, dtype=torch.long, device="cpu")
-    positions[:, 0] = torch.arange(1, length + 1, device="cpu")
-    return positions
-
-
-def _image_positions(rows: int, columns: int, start: int) -> Tensor:
-    """``[padded tokens, 3]``: (start, row, column); padding stands at the origin."""
-    positions = torch.zeros(rows * columns + -(rows * columns) % TOKEN_MULTIPLE, 3, dtype=torch.long, device="cpu")
-    image = positions[: rows * columns].view(rows, columns, 3)
-    image[..., 0] = start
-    image[..., 1] = torch.arange(rows, device="cpu")[:, None]
-    image[..., 2] = torch.arange(columns, device="cpu")
-    return positions
 
 
 def _padded(tokens: Tensor, pad: Tensor) -> Tensor:
