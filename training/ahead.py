@@ -15,7 +15,7 @@ from training.networks import Product, TrainedTransformer, product, transformer_
 from training.phases import transformer
 from training.phases.transformer import NoiseLevels, flow_errors
 from training.session import Session
-from training.supply import SHORT, blank_batches
+from training.supply import LONGEST, SHORT, blank_batches
 
 
 def compile_ahead(session: Session) -> None:
@@ -43,7 +43,7 @@ def compile_ahead(session: Session) -> None:
 def _network(session: Session, linear: Product) -> TrainedTransformer:
     network = TrainedTransformer(transformer_config(session.recipe)).to(session.device, session.dtype)
     if session.compiles:
-        network.compile_blocks(SHORT)
+        network.compile_blocks(SHORT, LONGEST)
     if linear is merged:
         network.requires_grad_(False)
         list(add_lora(network, session.recipe.loras.rank))

@@ -104,15 +104,16 @@ class TrainedTransformer(nn.Module):
         super().__init__()
         self.net = ZImageTransformer(config)
         self._run = _run_block
-        self._compiled_words = 0
+        self._compiled = (0, 0)
         _initialise_transformer(self.net)
 
-    def compile_blocks(self, words: int) -> None:
+    def compile_blocks(self, words: int, tokens: int) -> None:
         """Compiles one function for every block, where the whole network would take minutes; for captions of at most so many
-        tokens: longer ones are rare, and a graph for each of their lengths would take longer to make than it saves.
+        tokens, and so many with their pictures: longer ones are rare, and a graph for each of their lengths would take
+        longer to make than it saves.
         """
         self._run = torch.compile(_run_block, dynamic=False)
-        self._compiled_words = words
+        self._compiled = (words, tokens)
 
     @contextmanager
     def eagerly(self) -> Iterator[None]:
@@ -178,7 +179,8 @@ class TrainedTransformer(nn.Module):
             caption = _run_block(block, caption, caption_rotation, _rows(block.unmodulated()), linear)
         x = torch.cat([x, caption], dim=1)
         rotation = torch.cat([image_rotation, caption_rotation], dim=1)
-        run = self._run if words <= self._compiled_words else _run_block
+        short = words <= self._compiled[0] and x.shape[1] <= self._compiled[1]
+        run = self._run if short else _run_block
         for block, factors in zip(net.layers, modulation.layers, strict=True):
             x = run(block, x, rotation, _rows(factors), linear)
         return cast(Tensor, net.final_layer(x[:, :count], modulation.final_scale[:, None], plain)).float()

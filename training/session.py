@@ -74,7 +74,6 @@ class Session:
         if self.device.type == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = True
             torch.backends.cudnn.allow_tf32 = True
-            torch.backends.cudnn.benchmark = True
             torch._dynamo.config.recompile_limit = 64
 
     def log(self, phase: str, **values: object) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hwaga.families.z_image.autoencoder import Autoencoder
 from hwaga.families.z_image.positions import TOKEN_MULTIPLE
-from training.batches import WITHOUT_CAPTION, WORDS, Batch, Chunk, Pool, Writer, written
+from training.batches import PIXELS, WITHOUT_CAPTION, WORDS, Batch, Chunk, Pool, Writer, written
 from training.batches import grid as grid_of
 from training.compose import compose
 from training.networks import LATENT_CHANNELS, PATCH, patchify
@@ -18,7 +18,13 @@ from training.session import Session
 CHUNK = 256
 
 SHORT = 64
-"""Captions of at most so many tokens run through compiled blocks."""
+"""Captions of at most so many tokens run through compiled blocks …"""
+
+LONGEST = 608
+"""… if that is what they come to with their picture's. Graphs for what is rarer take longer to make than they save."""
+
+PART = 64
+"""Pictures that are encoded at once. Convolutions of a new shape are slow, and how many pictures have a source is chance."""
 
 FIRST = 8192
 """Pictures that a pool has to hold before the first step, over all sizes."""
@@ -33,7 +39,7 @@ class Supply:
     ) -> None:  # fmt: skip
         recipe, cuda = session.recipe, session.device.type == "cuda"
         things = session.things
-        self.recipe, self.reuse, self.coder = recipe, reuse, coder
+        self.recipe, self.reuse, self.coder, self.cuda = recipe, reuse, coder, cuda
         self.chunk = CHUNK if cuda else 8
         self.textures = session.textures(style)
         shares, sizes = recipe.sizes.shares, recipe.sizes.all
@@ -65,10 +71,13 @@ class Supply:
         self.pools[chunk.size].add(chunk, tokens, sources)
 
     def _encoded(self, pictures: Tensor) -> Tensor:
-        shape = (len(pictures), LATENT_CHANNELS, pictures.shape[2] // 8, pictures.shape[3] // 8)
+        shape = (LATENT_CHANNELS, pictures.shape[2] // PIXELS, pictures.shape[3] // PIXELS)
         found = []
-        for part, noise in zip(pictures.split(128), torch.randn(shape, device=pictures.device).split(128), strict=True):
-            found.append(patchify(self.coder.encode(part.contiguous(memory_format=torch.channels_last), noise)))
+        for part in pictures.split(PART):
+            whole = torch.cat([part, part.new_zeros(PART - len(part), *part.shape[1:])]) if self.cuda else part
+            noise = torch.randn(len(whole), *shape, device=part.device)
+            encoded = self.coder.encode(whole.contiguous(memory_format=torch.channels_last), noise)
+            found.append(patchify(encoded[: len(part)]))
         return torch.cat(found)
 
     def draw(self, count: int) -> Batch:
@@ -91,7 +100,7 @@ class Supply:
         seen: dict[tuple[int, int], Batch] = {}
         for pool in self.pools:
             for words in pool.words():
-                if words <= SHORT and (padded(pool.grid), words) not in seen:
+                if _is_compiled(pool.grid, words) and (padded(pool.grid), words) not in seen:
                     seen[padded(pool.grid), words] = pool.draw(self._rng, self.count(pool, count, words), words)
         return list(seen.values())
 
@@ -99,6 +108,10 @@ class Supply:
 def padded(grid: tuple[int, int]) -> int:
     """Image tokens of a picture with their padding."""
     return -(-grid[0] * grid[1] // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+
+
+def _is_compiled(grid: tuple[int, int], words: int) -> bool:
+    return words <= SHORT and padded(grid) + words <= LONGEST
 
 
 def batch_size(sizes: Sizes, grid: tuple[int, int], count: int, words: int) -> int:
@@ -114,6 +127,8 @@ def blank_batches(sizes: Sizes, count: int, device: torch.device) -> list[Batch]
     found = {}
     for grid in map(grid_of, sizes.all):
         for words in range(WORDS, SHORT + 1, WORDS):
+            if not _is_compiled(grid, words):
+                continue
             pictures = batch_size(sizes, grid, count, words)
             tokens = torch.zeros(pictures, grid[0] * grid[1], LATENT_CHANNELS * PATCH**2, device=device)
             found.setdefault((padded(grid), words), Batch(

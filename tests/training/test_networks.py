@@ -108,7 +108,7 @@ def test_blocks_compile_whole_and_once_for_all_layers() -> None:
     recipe = replace(TINY, transformer=replace(TINY.transformer, layers=4))
     network, counter = TrainedTransformer(transformer_config(recipe)), CompileCounter()
     network._run = torch.compile(_run_block, dynamic=False, backend=counter, fullgraph=True)
-    network._compiled_words = 32
+    network._compiled = (32, 1024)
     lengths = torch.tensor([5, 9])
     for _ in range(2):
         captions = torch.randn(2, 32, TINY.text_encoder.hidden)

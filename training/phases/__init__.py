@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import torch
+
 from training.phases import autoencoder, judge, loras, text_encoder, transformer
 from training.session import Session
 
@@ -27,6 +29,8 @@ def train_phases(wanted: Sequence[str], seconds: float | None, session: Session)
             left = None if seconds is None else session.agreed(seconds - (time.monotonic() - started))
             if left is not None and left < LEAST:
                 return
+            # Trying convolutions takes about a second for each shape: worth it where one shape comes thousands of times.
+            torch.backends.cudnn.benchmark = name in (autoencoder.NAME, judge.NAME)
             train(session, left)
 
 

@@ -11,7 +11,7 @@ from training.optimizer import MuonAdam
 from training.phases import autoencoder, transformer
 from training.phases.transformer import SHOWN, NoiseLevels, flow_errors, sample, warm_up
 from training.session import Progress, Session, keep, resume
-from training.supply import SHORT, Supply
+from training.supply import LONGEST, SHORT, Supply
 
 OWN_SIGMAS = 0.6
 """A LoRA has seconds to learn: more of its samples are at the sampler's own noise levels."""
@@ -28,7 +28,7 @@ def train(style: str, session: Session, seconds: float | None = None) -> None:
     network, encoder = transformer.load(session)
     network.requires_grad_(False)
     if session.compiles:
-        network.compile_blocks(SHORT)
+        network.compile_blocks(SHORT, LONGEST)
     torch.manual_seed(session.recipe.seed + 5)
     optimizer = MuonAdam(add_lora(network, recipe.rank), lambda *_: 0, recipe.phase.average)
     resume(session, name_of(style), optimizer, progress)

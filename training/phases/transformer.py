@@ -35,7 +35,7 @@ from training.pack import BASE_STYLE
 from training.phases import autoencoder, text_encoder
 from training.recipe import Recipe
 from training.session import Progress, Session, keep, resume
-from training.supply import SHORT, Supply
+from training.supply import LONGEST, SHORT, Supply
 from training.tokenizer import token_ids
 
 NAME = "transformer"
@@ -160,7 +160,7 @@ def train(session: Session, seconds: float | None = None) -> None:
     encoder = text_encoder.load(session)
     transformer = TrainedTransformer(transformer_config(session.recipe)).to(session.device, session.dtype)
     if session.compiles:
-        transformer.compile_blocks(SHORT)
+        transformer.compile_blocks(SHORT, LONGEST)
     drawing = MuonAdam(transformer.net.named_parameters(), stacked_parts, recipe.phase.average)
     reading = MuonAdam(encoder.named_parameters(), stacked_parts, recipe.phase.average)
     progress = Progress(session, NAME, recipe.phase, seconds)
