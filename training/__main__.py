@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from training import fit_preview
+from training.ahead import compile_ahead
 from training.assemble import assemble, write_card
 from training.batches import Writer
 from training.evaluate import evaluate
@@ -60,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--processes", type=int, default=0, help="one for each GPU, if left out")
         added.add_argument("--eager", action="store_true", help="compile nothing")
     train.add_argument("phases", nargs="*", metavar="PHASE", help=", ".join(PHASES))
+    stage("compile", "Compile what the transformer and its LoRAs run, while other phases have the GPU.")
     for name, help_ in (
         ("assemble", "Put the trained weights together as a checkpoint."),
         ("preview", "Fit the checkpoint's previews, and write them to its card."),
@@ -128,6 +130,10 @@ def _train(arguments: argparse.Namespace, recipe: Recipe) -> None:
     in_processes(partial(train_phases, tuple(wanted), arguments.seconds), session, processes)
 
 
+def _compile(arguments: argparse.Namespace, recipe: Recipe) -> None:
+    compile_ahead(_session(arguments, recipe))
+
+
 def _assemble(arguments: argparse.Namespace, recipe: Recipe) -> None:
     print(assemble(_session(arguments, recipe), arguments.model))
 
@@ -156,6 +162,7 @@ _STAGES = {
     "tokenizer": _tokenizer,
     "captions": _captions,
     "train": _train,
+    "compile": _compile,
     "assemble": _assemble,
     "judge": _judge,
     "preview": _preview,

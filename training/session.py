@@ -69,6 +69,14 @@ class Session:
     def tokenizer(self) -> Path:
         return self.run / "tokenizer"
 
+    def prepare(self) -> None:
+        """Lets a GPU be quick; before anything is trained or compiled in this process."""
+        if self.device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.allow_tf32 = True
+            torch.backends.cudnn.benchmark = True
+            torch._dynamo.config.recompile_limit = 64
+
     def log(self, phase: str, **values: object) -> None:
         """Adds a line to ``log.jsonl`` and shows it."""
         if self.rank:
@@ -149,7 +157,7 @@ class Progress:
     compiled, take no time of the phase's.
 
     Args:
-        seconds: of this slice; None for the whole rest of the phase.
+        seconds: of this slice from here on, with what comes before the first step; None for the whole rest of the phase.
     """
 
     WARM_UP = 4
@@ -159,6 +167,7 @@ class Progress:
         self.name = name
         self.phase = phase
         self.slice = seconds
+        self._entered = time.monotonic()
         entry = self._table().get(name, {})
         self.done: float = entry.get("done", 0.0)
         self.steps: int = entry.get("steps", 0)
@@ -169,7 +178,7 @@ class Progress:
         return self.done >= 1.0
 
     def __iter__(self) -> Iterator[float]:
-        before, entered, started, first = self.seconds, time.monotonic(), 0.0, self.steps
+        before, started, first = self.seconds, 0.0, self.steps
         while self.done < 1.0:
             yield self.done
             self.steps += 1
@@ -181,7 +190,7 @@ class Progress:
                     torch.cuda.synchronize()
                 started = time.monotonic()
             elapsed = time.monotonic() - started if started else 0.0
-            over = self.slice is not None and time.monotonic() - entered > self.slice
+            over = self.slice is not None and time.monotonic() - self._entered > self.slice
             told = self.session.agreed(-1.0 if over else elapsed)
             if told < 0:
                 break

@@ -7,9 +7,12 @@ import torch
 from torch import Tensor
 
 from hwaga.families.z_image.autoencoder import Autoencoder
+from hwaga.families.z_image.positions import TOKEN_MULTIPLE
 from training.batches import WITHOUT_CAPTION, WORDS, Batch, Chunk, Pool, Writer, written
+from training.batches import grid as grid_of
 from training.compose import compose
 from training.networks import LATENT_CHANNELS, PATCH, patchify
+from training.recipe import Sizes
 from training.session import Session
 
 CHUNK = 256
@@ -81,17 +84,41 @@ class Supply:
 
     def count(self, pool: Pool, count: int, words: int) -> int:
         """Pictures of a batch: as many as come to the tokens of ``count`` small pictures with short captions."""
-        least = min(each.grid[0] * each.grid[1] for each in self.pools)
-        share = (least + WORDS) / (pool.grid[0] * pool.grid[1] + words)
-        whole = count if share > 0.8 else int(count * share)
-        return max(whole // 8 * 8, min(whole, 8), 1)
+        return batch_size(self.recipe.sizes, pool.grid, count, words)
 
     def one_of_each(self, count: int) -> list[Batch]:
         """Batches of every shape that runs compiled: compilation is then over before time is taken."""
         seen: dict[tuple[int, int], Batch] = {}
         for pool in self.pools:
             for words in pool.words():
-                padded = -(-pool.grid[0] * pool.grid[1] // WORDS) * WORDS
-                if words <= SHORT and (padded, words) not in seen:
-                    seen[padded, words] = pool.draw(self._rng, self.count(pool, count, words), words)
+                if words <= SHORT and (padded(pool.grid), words) not in seen:
+                    seen[padded(pool.grid), words] = pool.draw(self._rng, self.count(pool, count, words), words)
         return list(seen.values())
+
+
+def padded(grid: tuple[int, int]) -> int:
+    """Image tokens of a picture with their padding."""
+    return -(-grid[0] * grid[1] // TOKEN_MULTIPLE) * TOKEN_MULTIPLE
+
+
+def batch_size(sizes: Sizes, grid: tuple[int, int], count: int, words: int) -> int:
+    """Pictures of a batch: as many as come to the tokens of ``count`` of the smallest pictures with short captions."""
+    least = min(padded(grid_of(size)) for size in sizes.all)
+    share = (least + WORDS) / (padded(grid) + words)
+    whole = count if share > 0.8 else int(count * share)
+    return max(whole // 8 * 8, min(whole, 8), 1)
+
+
+def blank_batches(sizes: Sizes, count: int, device: torch.device) -> list[Batch]:
+    """Batches of nothing, of every shape that ``Supply.one_of_each`` gives."""
+    found = {}
+    for grid in map(grid_of, sizes.all):
+        for words in range(WORDS, SHORT + 1, WORDS):
+            pictures = batch_size(sizes, grid, count, words)
+            tokens = torch.zeros(pictures, grid[0] * grid[1], LATENT_CHANNELS * PATCH**2, device=device)
+            found.setdefault((padded(grid), words), Batch(
+                grid, tokens, tokens, torch.zeros(pictures, dtype=torch.bool, device=device),
+                torch.zeros(pictures, words, dtype=torch.long, device=device),
+                torch.full((pictures,), words, device=device),
+            ))  # fmt: skip
+    return list(found.values())

@@ -15,9 +15,13 @@ from packs import write_small_pack
 from PIL import Image
 from safetensors.torch import load_file
 from training.__main__ import main
+from training.batches import Batch
+from training.pack import BASE_STYLE
+from training.phases import autoencoder
 from training.phases import judge as judge_phase
 from training.recipe import Recipe
 from training.session import Session
+from training.supply import Supply, blank_batches, padded
 
 from hwaga.cards import ModelCard
 from hwaga.engine import Engine
@@ -52,6 +56,22 @@ def test_every_phase_is_finished_and_logged(data: Path) -> None:
     assert {entry["phase"] for entry in log} >= names
     assert (data / "run" / "sheets" / "transformer.png").exists()
     assert not list((data / "run" / "states").glob("*"))
+
+
+def test_what_is_compiled_ahead_has_the_shapes_that_come(data: Path) -> None:
+    session = Session(Recipe.load("tiny"), data / "pack", data / "run", torch.device("cpu"))
+    supply = Supply(session, autoencoder.load(session), BASE_STYLE, "ahead", reuse=2, capacity=64, edits=0.25)
+    count = session.recipe.transformer.phase.batch
+
+    def shapes(batches: list[Batch]) -> set[tuple[int, ...]]:
+        return {(len(batch.tokens), padded(batch.grid), batch.ids.shape[1]) for batch in batches}
+
+    ahead = shapes(blank_batches(session.recipe.sizes, count, session.device))
+    assert len(ahead) == 4
+    assert shapes(supply.one_of_each(count)) <= ahead
+    before = (data / "run" / "progress.json").read_text()
+    _stage(data, "compile")
+    assert (data / "run" / "progress.json").read_text() == before
 
 
 def test_files_of_a_run_are_small_enough_to_carry(data: Path) -> None:

@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-import torch
-
 from training.phases import autoencoder, judge, loras, text_encoder, transformer
 from training.session import Session
 
@@ -22,8 +20,7 @@ def train_phases(wanted: Sequence[str], seconds: float | None, session: Session)
 
     A slice that ends in the middle of a phase leaves all that is needed to go on with it.
     """
-    if session.device.type == "cuda":
-        _prepare_cuda()
+    session.prepare()
     started = time.monotonic()
     for phase, name, train in _steps(session):
         while (phase in wanted or name in wanted) and not _finished(session, name):
@@ -52,10 +49,3 @@ def _finished(session: Session, name: str) -> bool:
     path = session.run / "progress.json"
     table = json.loads(path.read_text()) if session.rank == 0 and path.exists() else {}
     return bool(session.agreed(float(table.get(name, {}).get("done", 0.0) >= 1.0)))
-
-
-def _prepare_cuda() -> None:
-    torch.backends.cuda.matmul.allow_tf32 = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    torch._dynamo.config.recompile_limit = 64
