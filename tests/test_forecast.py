@@ -178,9 +178,29 @@ def test_a_damaged_model_is_refused(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_whole_weights_go_by_the_name_of_their_format(settings: Settings) -> None:
-    named = forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision="bf16", settings=settings)
-    assert (named.precision, named.dtype) == ("full", "bfloat16")
-    with pytest.raises(DeviceError, match=r"bf16 is whole weights in bfloat16.*opened in float32.*--dtype bfloat16"):
-        forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision="bf16", dtype="float32", settings=settings)
-    with pytest.raises(DeviceError, match=r"must be one of auto, full, .* not 'fp16'"):
-        forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision="fp16", settings=settings)
+    for name in ("bf16", "bfloat16"):
+        named = forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision=name, settings=settings)
+        assert (named.precision, named.dtype) == ("full", "bfloat16")
+        with pytest.raises(
+            DeviceError, match=rf"{name} is whole weights in bfloat16.*opened in float32.*--dtype bfloat16"
+        ):
+            forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision=name, dtype="float32", settings=settings)
+
+
+@pytest.mark.parametrize("name", ["fp16", "float16", "f16"])
+def test_a_16_bit_format_that_is_not_the_models_own(settings: Settings, name: str) -> None:
+    expected = (
+        rf"one of auto, full, int8, fp8, int4, not '{name}': full is whole weights, in z-image-turbo's own 16-bit format, "
+        "bfloat16"
+    )
+    with pytest.raises(DeviceError, match=rf"{expected}\.$"):
+        forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision=name, settings=settings)
+    with pytest.raises(DeviceError, match=rf"{expected} \(float32 as it is opened here\)\.$"):
+        forecast("z-image-turbo", vram="24 GiB", ram="16 GiB", precision=name, dtype="f32", settings=settings)
+
+
+@pytest.mark.parametrize("name", ["fp16", "float16", "f16", "full"])
+def test_a_16_bit_format_that_is_the_models_own(settings: Settings, name: str) -> None:
+    pytest.importorskip("diffusers")
+    said = forecast("sdxl", vram="24 GiB", ram="16 GiB", precision=name, settings=settings)
+    assert (said.precision, said.dtype) == ("full", "float16")

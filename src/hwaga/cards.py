@@ -39,7 +39,7 @@ class Part:
     """One network of a model.
 
     Attributes:
-        parameters: how many numbers of it are kept in memory.
+        parameters: how many numbers of it are used, wherever they lie.
     """
 
     parameters: int

@@ -36,7 +36,7 @@ from hwaga.weights.verified import Verified
 FULL = "full"
 AUTO = "auto"
 
-NUMBER_FORMATS = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+NUMBER_FORMATS = {"bf16": "bfloat16", "fp16": "float16", "f16": "float16", "fp32": "float32", "f32": "float32"}
 """Short names of formats, by which many call whole weights."""
 
 SIDES = (2048, 1536, 1280, 768, 512, 384, 256)
@@ -214,7 +214,7 @@ def precisions(card: ModelCard, precision: str, dtype: torch.dtype) -> tuple[str
     """The ways to keep weights that ``Engine.open`` tries, in order.
 
     Args:
-        precision: or the name of a number format, which is "full" where the networks run in it.
+        precision: or the name of a number format, long or short, which is "full" where the networks run in it.
         dtype: that they run in.
 
     Raises:
@@ -222,9 +222,8 @@ def precisions(card: ModelCard, precision: str, dtype: torch.dtype) -> tuple[str
     """
     family = find_family(card.family)
     offered = (AUTO, FULL, *family.precisions)
-    named = NUMBER_FORMATS.get(precision)
+    named, opened = NUMBER_FORMATS.get(precision, precision), str(dtype).removeprefix("torch.")
     if named in family.dtypes:
-        opened = str(dtype).removeprefix("torch.")
         if named != opened:
             raise DeviceError(
                 f"{precision} is whole weights in {named}, and {card.name} is opened in {opened} here. "
@@ -232,7 +231,12 @@ def precisions(card: ModelCard, precision: str, dtype: torch.dtype) -> tuple[str
             )
         return (FULL,)
     if precision not in offered:
-        raise DeviceError(f"The precision must be one of {', '.join(offered)}, not {precision!r}.")
+        own = family.dtypes[0]
+        here = "" if own == opened else f" ({opened} as it is opened here)"
+        raise DeviceError(
+            f"The precision must be one of {', '.join(offered)}, not {precision!r}: {FULL} is whole weights, in "
+            f"{card.name}'s own 16-bit format, {own}{here}."
+        )
     return (FULL, *family.sound_precisions) if precision == AUTO else (precision,)
 
 
@@ -262,7 +266,7 @@ def find_dtype(name: str | None, offered: Sequence[str], device: str) -> torch.d
     if name is None:
         on_cpu = "bfloat16" if multiplies_bfloat16() else "float32"
         name = on_cpu if device == "cpu" else offered[0]
-    name = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}.get(name, name)
+    name = NUMBER_FORMATS.get(name, name)
     if name not in offered:
         raise DeviceError(f"The number format must be one of {', '.join(offered)}, not {name!r}.")
     return cast(torch.dtype, getattr(torch, name))

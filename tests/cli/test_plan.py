@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 def test_a_table_and_a_bar_for_each_phase(hwaga: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "230")
     outcome = hwaga(*TURBO, "--vram", "8GiB", "--ram", "16GiB")
     assert outcome.code == 0
     lines = outcome.out.splitlines()
@@ -25,6 +25,30 @@ def test_a_table_and_a_bar_for_each_phase(hwaga: Command, monkeypatch: pytest.Mo
     assert "▓" in bars["denoise"]
     assert "▓" not in bars["decode"]
     assert "published sizes" in outcome.out
+
+
+@pytest.mark.parametrize("columns", [80, 120, 230])
+@pytest.mark.parametrize("vram", ["22.5GiB", "8GiB"])
+def test_all_of_it_can_be_read_in_any_width(
+    hwaga: Command, monkeypatch: pytest.MonkeyPatch, columns: int, vram: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    options = (*TURBO, "--vram", vram, "--ram", "16GiB", "--dtype", "bfloat16")
+    printed, made = hwaga(*options).out, json.loads(hwaga(*options, "--json").out)
+    lines = printed.splitlines()
+    assert "…" not in printed
+    assert all(len(line) <= columns for line in lines)
+    assert all(each["reason"] in " ".join(printed.split()) for each in (*made["parts"], *made["phases"]))
+    rows = {name: [line for line in lines if line.startswith(name)] for name in ("text_encoder", "denoiser", "vae")}
+    beside = columns == 230 or vram == "22.5GiB"
+    for part in made["parts"]:
+        if part["name"] in rows:
+            assert len(rows[part["name"]]) == (1 if beside else 2), "a row, and a reason below where it is too long"
+            assert rows[part["name"]][0].split()[1:3] == [part["mode"], "bfloat16"]
+            assert (part["reason"] in rows[part["name"]][0]) == beside
+    if vram == "8GiB":
+        assert "193 MiB   1 of 35  locked RAM, files" in rows["text_encoder"][0]
+        assert "5.2 GiB  15 of 32  locked RAM" in rows["denoiser"][0]
 
 
 def test_as_json(hwaga: Command) -> None:

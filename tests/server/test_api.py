@@ -96,8 +96,13 @@ def test_a_picture_in_every_form(server: Running, tmp_path: Path) -> None:
         assert read_settings(file)["request"] == {"prompt": "a cat"}
         assert answer.headers["cache-control"] == "private, max-age=300"
         assert answer.headers["referrer-policy"] == "no-referrer"
-        again = server.client.get(url, params={"format": format}, headers={"If-None-Match": answer.headers["etag"]})
-        assert (again.status_code, again.content) == (304, b"")
+        for named in (answer.headers["etag"], f'"of another", W/{answer.headers["etag"]}', "*"):
+            again = server.client.get(url, params={"format": format}, headers={"If-None-Match": named})
+            assert (again.status_code, again.content) == (304, b""), named
+            assert again.headers["etag"] == answer.headers["etag"]
+        other = server.client.get(url, params={"format": format}, headers={"If-None-Match": '"*"'})
+        assert other.status_code == 200, "a tag, and not this one's"
+    assert server.client.get(f"{url}0", headers={"If-None-Match": "*"}).status_code == 404
     small = server.client.get(url, params={"thumbnail": 1, "format": "webp"})
     assert max(Image.open(io.BytesIO(small.content)).size) == 256
     assert small.headers["etag"] != answer.headers["etag"]
@@ -267,10 +272,12 @@ def test_bad_bodies(server: Running) -> None:
     refused(post(EDITS, data={"prompt": "x", "image": "x"}), 400, "must be a file", param="image")
     refused(post(EDITS, content=b"x", headers={"Content-Type": "multipart/form-data"}), 400)
     two = [("image[]", ("a", png())), ("image[]", ("b", png()))]
-    refused(post(EDITS, data={"prompt": "x"}, files=two), 400, "one picture")
+    refused(post(EDITS, data={"prompt": "x"}, files=two), 400, "one picture", param="image")
     masked = {"image": ("a", png()), "mask": ("b", png())}
-    refused(post(EDITS, data={"prompt": "x"}, files=masked), 400, "Masks are not supported")
-    refused(post(EDITS, data={"prompt": ["x", "y"]}, files={"image": ("a", png())}), 400, "given twice")
+    refused(post(EDITS, data={"prompt": "x"}, files=masked), 400, "mask: Masks are not supported", param="mask")
+    other = {"image": ("a", png()), "prompt": ("b", png())}
+    refused(post(EDITS, files=other), 400, "must not be a file", param="prompt")
+    refused(post(EDITS, data={"prompt": ["x", "y"]}, files={"image": ("a", png())}), 400, "given twice", param="prompt")
     refused(post(EDITS, data={"prompt": "x", "n": "many"}, files={"image": ("a", png())}), 400, "n: ", param="n")
     refused(post(EDITS, data={"prompt": "x"}, files={"image": ("a", b"GIF89a")}), 400, "not a PNG", param="image")
     refused(server.client.get("/v1/nothing"), 404, "There is no GET /v1/nothing")

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 BAR = 40
 """Characters of a bar."""
 
+WIDEST = 1000
+"""Characters, more than any row has: for what a table would take without an end of the line."""
+
 KINDS = (("weights", "█", "blue"), ("brought", "▓", "cyan"), ("work", "▒", "yellow"), ("kept", "░", "magenta"))
 OTHERS = ("others", "▚", "green")
 """What memory of a phase is for: its field, how it is drawn without colours, and its colour."""
@@ -78,10 +81,9 @@ def plan(
             console.print()
         console.print(Text(_subject(each), "bold"))
         console.print()
-        console.print(_parts(each))
-        console.print()
-        console.print(_phases(each.plan))
-        console.print()
+        for table in (_parts(each), _phases(each.plan)):
+            _print(console, table)
+            console.print()
         for line in _totals(each):
             console.print(Text(line))
 
@@ -97,22 +99,44 @@ def _subject(found: Forecast) -> str:
     )
 
 
+def _print(console: Console, table: Table) -> None:
+    """A table, the last column of which are reasons. Where a row with its reason is longer than a line, they stand below the
+    table instead, each after the first cell of its row: beside it they would be columns of single words.
+    """
+    if console.measure(table, options=console.options.update(width=WIDEST)).maximum <= console.width:
+        console.print(table)
+        return
+    below = Table.grid(padding=(0, 2))
+    below.add_column(no_wrap=True)
+    for name, reason in zip(table.columns[0].cells, table.columns.pop().cells, strict=True):
+        if reason:
+            below.add_row(name, reason)
+    console.print(table)
+    if below.row_count:
+        console.print()
+        console.print(below)
+
+
 def _parts(found: Forecast) -> Table:
+    parts = found.plan.parts
     table = Table(box=None, pad_edge=False, header_style="dim")
     for title in ("part", "mode", "precision"):
         table.add_column(title, no_wrap=True)
     table.add_column("stays", justify="right", no_wrap=True)
-    table.add_column("comes back from")
+    leaves = any(part.source for part in parts)
+    if leaves:
+        table.add_column("blocks", justify="right", no_wrap=True)
+        table.add_column("comes back from", no_wrap=True)
     table.add_column("reason")
-    for part in found.plan.parts:
+    for part in parts:
         precision = found.precision if part.quantized else found.dtype
-        table.add_row(part.name, part.mode, precision, _stays(part), _source(part), Text(part.reason))
+        away = (_blocks(part), _source(part)) if leaves else ()
+        table.add_row(part.name, part.mode, precision, gibibytes(part.stays_bytes), *away, Text(part.reason))
     return table
 
 
-def _stays(part: PartPlan) -> str:
-    blocks = f"{len(part.stays)} of {part.blocks} blocks, " if part.mode == "streamed" else ""
-    return f"{blocks}{gibibytes(part.stays_bytes)}"
+def _blocks(part: PartPlan) -> str:
+    return f"{len(part.stays)} of {part.blocks}" if part.mode == "streamed" else "–"
 
 
 def _source(part: PartPlan) -> str:

@@ -276,8 +276,9 @@ async def read_form(request: Request, model: type[Body]) -> tuple[Body, bytes | 
     """A multipart body, whose list fields may be written as ``name`` or ``name[]``, and the picture in its field ``image``.
 
     Raises:
-        RequestValidationError: a field that is not the model's, or a bad value.
-        RequestError: no form, several pictures, or a file in another field.
+        RequestValidationError: a field that is not the model's, a bad value, a value twice, or a file in another field.
+        RequestError: no form.
+        SourceImageError: several pictures, or one that is no file.
         StoreFullError: the disk of temporary files, where large parts wait, is full.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -299,21 +300,25 @@ async def _read_form(request: Request, model: type[Body]) -> tuple[Body, bytes |
             name = key.removesuffix("[]")
             if isinstance(value, UploadFile):
                 if name == "mask":
-                    raise RequestError("Masks are not supported: the whole picture is drawn anew. Leave mask out.")
+                    raise _bad_field(name, "Masks are not supported, as the whole picture is drawn anew. Leave it out")
                 if name != "image":
-                    raise RequestError(f"{name} must not be a file.")
+                    raise _bad_field(name, "It must not be a file")
                 pictures.append(await value.read(MAX_PICTURE + 1))
             elif name == "image":
                 raise SourceImageError("image must be a file of the form.")
             elif name in model.model_fields and model.model_fields[name].annotation == list[Name]:
                 values.setdefault(name, []).append(value)
             elif name in values:
-                raise RequestError(f"{name} is given twice.")
+                raise _bad_field(name, "It is given twice")
             else:
                 values[name] = value
     if len(pictures) > 1:
-        raise RequestError("Give one picture to start from: several are not supported.")
+        raise SourceImageError("Give one picture to start from: several are not supported.")
     return _validated(model, values, strict=False), pictures[0] if pictures else None
+
+
+def _bad_field(name: str, message: str) -> RequestValidationError:
+    return RequestValidationError([{"type": "value_error", "loc": ("body", name), "msg": message}])
 
 
 def _validated(model: type[Body], values: Any, *, strict: bool) -> Body:

@@ -28,6 +28,7 @@ from hwaga.server.drawing import (
     read_form,
     read_json,
 )
+from hwaga.server.entity_tags import ETAG, is_named
 from hwaga.server.event_stream import EventStream, content, frame
 from hwaga.server.events import Event
 from hwaga.server.jobs import Job, Kind, Status, not_served
@@ -40,7 +41,6 @@ CACHE_SECONDS = 300
 MADE: dict[int | str, dict[str, Any]] = {
     202: {"headers": {"Location": {"description": "Where the job is.", "required": True, "schema": {"type": "string"}}}}
 }
-ETAG: dict[str, Any] = {"ETag": {"description": "For If-None-Match.", "required": True, "schema": {"type": "string"}}}
 
 router = APIRouter(prefix="/v1", responses=RESPONSES)
 
@@ -302,7 +302,7 @@ async def get_image(
         "Cache-Control": f"private, max-age={CACHE_SECONDS}",
         "Referrer-Policy": "no-referrer",
     }
-    if if_none_match is not None and tag in if_none_match:
+    if is_named(tag, if_none_match):
         return Response(status_code=304, headers=headers)
     if small:
         data = await asyncio.to_thread(thumbnail, data, format)

@@ -21,8 +21,9 @@ from hwaga.errors import UnknownJobError, UnknownModelError
 from hwaga.request import MAX_SEED, ImageRequest
 from hwaga.server import examples
 from hwaga.server.drawing import IdempotencyKey, Owner, TheFront, body_schema, read_json
+from hwaga.server.entity_tags import ETAG, is_named
 from hwaga.server.health import kilobyte_lines
-from hwaga.server.native import ETAG, MADE, JobView, view_of
+from hwaga.server.native import MADE, JobView, view_of
 from hwaga.server.picture_formats import made_by
 from hwaga.server.refusals import RESPONSES
 from hwaga.server.served import Served
@@ -73,7 +74,7 @@ def _sent(name: str, request: Request) -> Response:
         raise HTTPException(404)
     headers = {"ETag": file.tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
     headers |= {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
-    if file.tag in request.headers.get("if-none-match", ""):
+    if is_named(file.tag, request.headers.get("if-none-match")):
         return Response(status_code=304, headers=headers)
     if file.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
         return Response(file.packed, headers={**headers, "Content-Encoding": "gzip"}, media_type=file.type)
@@ -224,11 +225,11 @@ async def job_source(
     """The very bytes that were sent."""
     await front.job(job, owner)
     headers = {"ETag": f'"{job}"', "Cache-Control": "private, max-age=31536000, immutable"}
-    if if_none_match is not None and headers["ETag"] in if_none_match:
-        return Response(status_code=304, headers=headers)
     data = await front.dispatcher.call(front.dispatcher.store.source, job)
     if data is None:
         raise UnknownJobError("That job starts from words alone.")
+    if is_named(headers["ETag"], if_none_match):
+        return Response(status_code=304, headers=headers)
     kind = "image/png" if data[:1] == b"\x89" else "image/jpeg" if data[:1] == b"\xff" else "image/webp"
     return Response(data, media_type=kind, headers=headers)
 
