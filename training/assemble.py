@@ -56,7 +56,7 @@ def assemble(session: Session, folder: Path) -> dict[str, int]:
     _write(
         folder / "vae",
         "diffusion_pytorch_model",
-        stored(session.load(autoencoder.NAME), AUTOENCODER),
+        stored(autoencoder.weights(session), AUTOENCODER),
         autoencoder_json(autoencoder_config(recipe.autoencoder, scaling, shift), recipe.sizes.standard[0][0]),
     )
     for path in sorted(session.tokenizer.iterdir()):

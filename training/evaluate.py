@@ -191,15 +191,19 @@ def evaluate(session: Session, model: Path, *, share: float, reference: int, onl
         "diffusers": lambda: agreement(evaluation, reference),
     }
     scores: dict[str, Any] = {}
+    written = Path()
     with evaluation.engine:
-        for name, make in prompts.items():
-            if not only or name in only:
-                scores[name] = evaluation.measure(name, make())
-        for name, take in others.items():
-            if (not only or name in only) and (name != "diffusers" or reference):
-                scores[name] = take()
+        for name in [*prompts, *others]:
+            if (only and name not in only) or (name == "diffusers" and not reference):
+                continue
+            if name in prompts:
+                scores[name] = evaluation.measure(name, prompts[name]())
+            else:
+                scores[name] = others[name]()
                 session.log("evaluate", measure=name, **scores[name])
-    return write_report("mini_scores", {"share": share, "scores": scores})
+            # After each: it takes an hour in all, and what has been measured stays if it is stopped.
+            written = write_report("mini_scores", {"share": share, "scores": scores})
+    return written
 
 
 def shares(verdicts: Sequence[Verdict]) -> dict[str, float]:

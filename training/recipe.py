@@ -73,6 +73,8 @@ class AutoencoderRecipe:
     whole_share: float
     """Share of the phase, at its end, that sees whole pictures instead of crops."""
     phase: Phase
+    pieces: Phase
+    """The phase after it, in which latents stay what they are and pieces learn to look like the whole."""
 
 
 @dataclass(frozen=True)

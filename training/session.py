@@ -136,6 +136,9 @@ class Session:
         for number, part in enumerate(parts, 1):
             save_file(part, self.run / f"{name}-{number}.safetensors")
 
+    def has(self, name: str) -> bool:
+        return bool(list(self.run.glob(f"{name}-[0-9].safetensors")))
+
     def load(self, name: str) -> dict[str, Tensor]:
         """What ``save`` wrote, in float32.
 
@@ -168,9 +171,10 @@ class Progress:
         self.slice = seconds
         self._entered = time.monotonic()
         entry = self._table().get(name, {})
-        self.done: float = entry.get("done", 0.0)
         self.steps: int = entry.get("steps", 0)
         self.seconds: float = entry.get("seconds", 0.0)
+        # Of the recipe as it is now: a phase that was given more seconds since goes on.
+        self.done = min(self.steps / phase.steps if phase.steps else self.seconds / phase.seconds, 1.0)
 
     @property
     def finished(self) -> bool:

@@ -268,10 +268,14 @@ class ModelCard:
             raise RequestError(f"{self.name} is not drawn with the sampler {request.sampler}. {offered}.")
 
     def nearest_aspect(self, width: int, height: int) -> str:
-        """The card's shape nearest to a size, as "4:3 (1152x896)"."""
-        name = min(
-            self.aspects, key=lambda a: abs(Fraction(*self.aspects[a]) - Fraction(max(width, 1), max(height, 1)))
-        )
+        """The card's shape nearest to a size, and of those of one shape the one nearest in pixels, as "4:3 (1152x896)"."""
+        wanted = Fraction(max(width, 1), max(height, 1))
+
+        def distance(name: str) -> tuple[Fraction, int]:
+            own_width, own_height = self.aspects[name]
+            return abs(Fraction(own_width, own_height) - wanted), abs(own_width * own_height - width * height)
+
+        name = min(self.aspects, key=distance)
         return f"{name} ({self.aspects[name][0]}x{self.aspects[name][1]})"
 
     @classmethod

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from training.batches import Batch, Chunk, Pool
 from training.compose import Arrangement
-from training.phases.transformer import LEAST_START, NoiseLevels, noised
+from training.phases.transformer import KEPT, LEAST_START, NoiseLevels, noised
 from training.recipe import Recipe
 
 
@@ -24,7 +24,10 @@ def test_every_way_leads_to_the_picture() -> None:
     sigmas, starts = NoiseLevels(Recipe.load("tiny"), torch.device("cpu"), 0.3).draw(batch)
     sample = noised(batch, sigmas, starts)
     arrived = sample.tokens + sigmas[:, None, None] * sample.velocity
-    torch.testing.assert_close(arrived, batch.tokens, atol=1e-4, rtol=1e-4)
+    kept = batch.edited & (starts < LEAST_START)
+    assert 0 < kept.sum() < batch.edited.sum()
+    torch.testing.assert_close(arrived[~kept], batch.tokens[~kept], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(arrived[kept], batch.sources[kept], atol=1e-4, rtol=1e-4)
 
 
 def test_an_edit_starts_as_image_to_image_does() -> None:
@@ -46,7 +49,10 @@ def test_noise_levels_keep_within_where_samples_can_be() -> None:
     assert sigmas.max() <= 1
     edited = batch.edited
     assert (sigmas <= starts)[edited].all()
-    assert starts[edited].min() >= LEAST_START
+    low = starts[edited] < LEAST_START
+    share, lowest, highest = KEPT
+    assert abs(low.float().mean() - share) < 0.05
+    assert lowest <= starts[edited][low].min() < starts[edited][low].max() <= highest
     own = torch.tensor([1.0, 0.9545455, 0.9, 0.8333333, 0.75, 0.6428571, 0.5, 0.3])
     visited = torch.isclose(sigmas[~edited, None], own, atol=1e-5).any(1).float().mean()
     assert 0.25 < visited < 0.36

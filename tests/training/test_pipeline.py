@@ -34,7 +34,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("training")
     write_small_pack(folder / "pack")
     _stage(folder, "tokenizer")
-    _stage(folder, "train", "autoencoder", "judge", "text_encoder", "transformer")
+    _stage(folder, "train", "autoencoder", "pieces", "judge", "text_encoder", "transformer")
     _stage(folder, "train")
     _stage(folder, "assemble", "--model", str(folder / "mini"))
     return folder
@@ -50,7 +50,7 @@ def _stage(folder: Path, *arguments: str) -> None:
 def test_every_phase_is_finished_and_logged(data: Path) -> None:
     progress = json.loads((data / "run" / "progress.json").read_text())
     log = [json.loads(line) for line in (data / "run" / "log.jsonl").read_text().splitlines()]
-    names = {"autoencoder", "judge", "text_encoder", "transformer", "lora-flat", "lora-line"}
+    names = {"autoencoder", "pieces", "judge", "text_encoder", "transformer", "lora-flat", "lora-line"}
     assert progress.keys() == names
     assert all(entry["done"] == 1.0 for entry in progress.values())
     assert {entry["phase"] for entry in log} >= names

@@ -45,6 +45,16 @@ def test_a_phase_takes_its_seconds_over_several_slices(tmp_path: Path, monkeypat
     assert Progress(session, "phase", PHASE, None).seconds >= 10
 
 
+def test_a_finished_phase_goes_on_when_it_is_given_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.session.time.monotonic", Clock())
+    session = _session(tmp_path)
+    list(Progress(session, "phase", PHASE, None))
+    assert Progress(session, "phase", PHASE, None).finished
+    more = Progress(session, "phase", dataclasses.replace(PHASE, seconds=20), None)
+    assert not more.finished
+    assert 0.5 <= next(iter(more)) < 0.6
+
+
 def test_a_phase_of_steps_ends_after_them(tmp_path: Path) -> None:
     progress = Progress(_session(tmp_path), "phase", dataclasses.replace(PHASE, steps=4), None)
     assert list(progress) == [0, 0.25, 0.5, 0.75]

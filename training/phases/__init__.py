@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
 
-from training.phases import autoencoder, judge, loras, text_encoder, transformer
-from training.session import Session
+from training.phases import autoencoder, judge, loras, pieces, text_encoder, transformer
+from training.recipe import Phase
+from training.session import Progress, Session
 
-PHASES = (autoencoder.NAME, judge.NAME, text_encoder.NAME, transformer.NAME, "loras")
+PHASES = (autoencoder.NAME, pieces.NAME, judge.NAME, text_encoder.NAME, transformer.NAME, "loras")
 
 Train = Callable[[Session, float | None], None]
 
@@ -24,32 +24,32 @@ def train_phases(wanted: Sequence[str], seconds: float | None, session: Session)
     """
     session.prepare()
     started = time.monotonic()
-    for phase, name, train in _steps(session):
-        while (phase in wanted or name in wanted) and not _finished(session, name):
+    for group, name, phase, train in _steps(session):
+        while (group in wanted or name in wanted) and not _finished(session, name, phase):
             left = None if seconds is None else session.agreed(seconds - (time.monotonic() - started))
             if left is not None and left < LEAST:
                 return
             # Trying convolutions takes about a second for each shape: worth it where one shape comes thousands of times.
-            torch.backends.cudnn.benchmark = name in (autoencoder.NAME, judge.NAME)
+            torch.backends.cudnn.benchmark = name in (autoencoder.NAME, pieces.NAME, judge.NAME)
             train(session, left)
 
 
-def _steps(session: Session) -> Iterator[tuple[str, str, Train]]:
-    """Phases, their names in ``progress.json``, and what trains them; the LoRAs are one after the other."""
-    yield autoencoder.NAME, autoencoder.NAME, autoencoder.train
-    yield judge.NAME, judge.NAME, judge.train
-    yield text_encoder.NAME, text_encoder.NAME, text_encoder.train
-    yield transformer.NAME, transformer.NAME, transformer.train
-    for style in session.recipe.loras.styles:
-        yield "loras", loras.name_of(style), partial(loras.train, style)
+def _steps(session: Session) -> Iterator[tuple[str, str, Phase, Train]]:
+    """Groups of phases, their names in ``progress.json``, and what trains them; the LoRAs are one after the other."""
+    recipe = session.recipe
+    yield autoencoder.NAME, autoencoder.NAME, recipe.autoencoder.phase, autoencoder.train
+    yield pieces.NAME, pieces.NAME, recipe.autoencoder.pieces, pieces.train
+    yield judge.NAME, judge.NAME, recipe.judge.phase, judge.train
+    yield text_encoder.NAME, text_encoder.NAME, recipe.text_encoder.phase, text_encoder.train
+    yield transformer.NAME, transformer.NAME, recipe.transformer.phase, transformer.train
+    for style in recipe.loras.styles:
+        yield "loras", loras.name_of(style), recipe.loras.phase, partial(loras.train, style)
 
 
 LEAST = 10.0
 """Seconds that a phase is begun or gone on with for at least: less goes by while graphs are compiled."""
 
 
-def _finished(session: Session, name: str) -> bool:
+def _finished(session: Session, name: str, phase: Phase) -> bool:
     """As the first process sees it, once it has written all that the others will read."""
-    path = session.run / "progress.json"
-    table = json.loads(path.read_text()) if session.rank == 0 and path.exists() else {}
-    return bool(session.agreed(float(table.get(name, {}).get("done", 0.0) >= 1.0)))
+    return bool(session.agreed(float(session.rank == 0 and Progress(session, name, phase, None).finished)))

@@ -18,6 +18,9 @@ from training.session import Progress, Session, keep, resume
 
 NAME = "autoencoder"
 
+PIECES = "pieces"
+"""The phase after this one, and its weights."""
+
 CHANCES = (0.5, 0.25, 0.25)
 """Of each style."""
 
@@ -47,7 +50,7 @@ def train(session: Session, seconds: float | None = None) -> None:
         style = STYLES[int(torch.multinomial(torch.tensor(CHANCES), 1, generator=random_))]
         count = recipe.phase.batch // 2
         picture = compose(textures[style], random_scenes(session.things, count, random_), *size)
-        picture = _varied(picture, random_)
+        picture = varied(picture, random_)
         if not whole:
             picture = torch.cat([_crop(picture, recipe.crop, random_) for _ in range(2)])
         picture = picture.to(session.dtype, memory_format=torch.channels_last)
@@ -58,12 +61,11 @@ def train(session: Session, seconds: float | None = None) -> None:
         again = drawer(latents.to(session.dtype)).float()
         error = again - picture.float()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        squared = error.square().mean()
-        loss = error.abs().mean() + 8 * squared + 0.5 * _edges(error) + recipe.kl * kl
+        loss = unlikeness(error) + recipe.kl * kl
         loss.backward()
         session.share_gradients([optimizer])
         optimizer.step(*progress.rates(done))
-        shown.append(torch.stack([squared.detach(), kl.detach()]))
+        shown.append(torch.stack([error.detach().square().mean(), kl.detach()]))
         if progress.steps % 100 == 0:
             squared_, kl_ = torch.stack(shown).mean(0).tolist()
             shown.clear()
@@ -74,9 +76,14 @@ def train(session: Session, seconds: float | None = None) -> None:
         _measure(session, autoencoder.float(), textures)
 
 
+def weights(session: Session) -> dict[str, Tensor]:
+    """The trained weights: those that were made fit for pieces, if they are there."""
+    return session.load(PIECES if session.has(PIECES) else NAME)
+
+
 def load(session: Session) -> Autoencoder:
     """The trained autoencoder, whose latents have a mean of 0 and a deviation of 1."""
-    found = session.load(NAME)
+    found = weights(session)
     numbers = session.load("latents")
     config = autoencoder_config(
         session.recipe.autoencoder, round(float(numbers["scaling"]), 4), round(float(numbers["shift"]), 4)
@@ -114,6 +121,11 @@ def _measure(session: Session, autoencoder: Autoencoder, textures: dict[str, Tex
     )
 
 
+def unlikeness(error: Tensor) -> Tensor:
+    """What is trained away: absolute, squared and edge errors."""
+    return error.abs().mean() + 8 * error.square().mean() + 0.5 * _edges(error)
+
+
 def _psnr(squared: float) -> float:
     return 10 * math.log10(4 / max(squared, 1e-9))
 
@@ -134,7 +146,7 @@ def _crop(picture: Tensor, side: int, random_: torch.Generator) -> Tensor:
     return picture[:, :, y : y + side, x : x + side]
 
 
-def _varied(picture: Tensor, random_: torch.Generator) -> Tensor:
+def varied(picture: Tensor, random_: torch.Generator) -> Tensor:
     """A quarter with channels exchanged and some with noise on it: users bring pictures of other colours and textures."""
     quarter = len(picture) // 4
     order = torch.randperm(3, generator=random_).tolist()

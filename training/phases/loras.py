@@ -35,7 +35,7 @@ def train(style: str, session: Session, seconds: float | None = None) -> None:
     seed = f"{session.recipe.seed} lora {style} {session.rank} {progress.steps}"
     large = session.recipe.transformer
     supply = Supply(
-        session, coder, style, seed, reuse=large.reuse / 2, capacity=large.pool // 4, edits=large.edits, empty=0.02
+        session, coder, style, seed, reuse=large.reuse, capacity=large.pool // 4, edits=large.edits, empty=0.02
     )
     levels = NoiseLevels(session.recipe, session.device, OWN_SIGMAS)
     torch.manual_seed(session.recipe.seed * 1000 + session.rank + progress.steps + 50)

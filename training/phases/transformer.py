@@ -70,7 +70,8 @@ def noised(batch: Batch, sigmas: Tensor, starts: Tensor) -> Noised:
     Most lie on the straight line from noise to their picture. An edited one started, as image-to-image does, from
     another picture (its source) taken to the noise level ``start``, and goes straight from there to its own: half
     of what it still shows at a middle noise level is the source, and the way leads from that to what the caption
-    says. The lower the start, the steeper, so edits begin at 0.4 or more.
+    says. The lower the start, the steeper, so edits begin at 0.4 or more. One that started lower goes back to its source,
+    whatever the caption says: a low strength of image-to-image keeps the picture.
 
     Args:
         starts: noise levels ``[B]`` at which edited samples started, none lower than ``sigmas``.
@@ -78,8 +79,9 @@ def noised(batch: Batch, sigmas: Tensor, starts: Tensor) -> Noised:
     noise = torch.randn_like(batch.tokens)
     sigma, start = sigmas[:, None, None], starts[:, None, None]
     begun = (1 - start) * batch.sources + start * noise
-    way = (batch.tokens - begun) / start
     edited = batch.edited[:, None, None]
+    wanted = torch.where(edited & (start < LEAST_START), batch.sources, batch.tokens)
+    way = (wanted - begun) / start
     straight = (1 - sigma) * batch.tokens + sigma * noise
     return Noised(
         torch.where(edited, begun + (start - sigma) * way, straight),
@@ -89,6 +91,9 @@ def noised(batch: Batch, sigmas: Tensor, starts: Tensor) -> Noised:
 
 
 LEAST_START = 0.4
+
+KEPT = (0.25, 0.03, 0.35)
+"""Share of edited samples that start so low that their source is kept, and between which noise levels those start."""
 
 
 class NoiseLevels:
@@ -107,6 +112,9 @@ class NoiseLevels:
         visited = self.visited[torch.randint(len(self.visited), (count,), device=device)]
         sigmas = torch.where(torch.rand(count, device=device) < self.own, visited, usual)
         starts = LEAST_START + (1 - LEAST_START) * torch.rand(count, device=device)
+        share, lowest, highest = KEPT
+        low = lowest + (highest - lowest) * torch.rand(count, device=device)
+        starts = torch.where(torch.rand(count, device=device) < share, low, starts)
         along = starts * (1 - torch.rand(count, device=device).square() * 0.98)
         return torch.where(batch.edited, along, sigmas), torch.where(batch.edited, starts, torch.ones_like(starts))
 

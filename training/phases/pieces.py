@@ -1,0 +1,131 @@
+"""The autoencoder once more, so that it can work in pieces: what a piece looks like shall not depend on what lies beside it.
+
+Group norms measure a whole picture. An autoencoder that has only seen pictures that it encoded and decoded alike relies on what
+they measure, and pieces of a plain background come out in different shades. Here latents of a whole picture are decoded in
+windows, and windows are encoded to what they are in the whole. Latents stay what they were: the transformer learns them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from training.compose import compose
+from training.layouts import random_scenes
+from training.networks import autoencoder_config, build_autoencoder
+from training.optimizer import MuonAdam, stacked_parts
+from training.pack import BASE_STYLE, STYLES
+from training.phases import autoencoder
+from training.phases.autoencoder import CHANCES, MEASURED, unlikeness, varied
+from training.session import Progress, Session, keep, resume
+
+NAME = autoencoder.PIECES
+
+SCALE = 8
+"""Pixels of a side of a latent pixel."""
+
+WINDOWS = (0.75, 1.0, 1.5)
+"""Sides of windows, in the autoencoder's crops."""
+
+WHOLE = 0.25
+"""Share of steps whose window is the picture."""
+
+BORDER = 1
+"""Latent pixels at the border of a window that the encoder is not held to: it does not see what is beyond."""
+
+
+def train(session: Session, seconds: float | None = None) -> None:
+    recipe = session.recipe.autoencoder
+    network = build_autoencoder(autoencoder_config(recipe))
+    network.load_state_dict(session.load(autoencoder.NAME))
+    network = network.to(session.device, session.dtype, memory_format=torch.channels_last)
+    teacher = copy.deepcopy(network.encoder).requires_grad_(False)
+    optimizer = MuonAdam(network.named_parameters(), stacked_parts, recipe.pieces.average)
+    progress = Progress(session, NAME, recipe.pieces, seconds)
+    resume(session, NAME, optimizer, progress)
+    textures = {style: session.textures(style) for style in STYLES}
+    random_ = torch.Generator().manual_seed(session.recipe.seed * 1000 + session.rank + progress.steps * 31 + 6)
+    torch.manual_seed(session.recipe.seed * 1000 + session.rank + progress.steps + 6)
+    size = session.recipe.sizes.standard[0]
+    shown: list[Tensor] = []
+
+    for done in progress:
+        style = STYLES[int(torch.multinomial(torch.tensor(CHANCES), 1, generator=random_))]
+        picture = compose(textures[style], random_scenes(session.things, recipe.pieces.batch, random_), *size)
+        picture = varied(picture, random_).to(session.dtype, memory_format=torch.channels_last)
+        with torch.no_grad():
+            whole = teacher(picture)
+        rows, columns = window(picture, recipe.crop, random_)
+        part = picture[:, :, rows, columns]
+        mean, log_variance = whole[:, :, _latent(rows), _latent(columns)].float().chunk(2, dim=1)
+        latents = mean + torch.randn_like(mean) * (0.5 * log_variance.clamp(-30, 20)).exp()
+        error = network.decoder(latents.to(session.dtype)).float() - part.float()
+        found, found_variance = (
+            network.encoder(part.contiguous(memory_format=torch.channels_last)).float().chunk(2, dim=1)
+        )
+        inner = (..., slice(BORDER, -BORDER), slice(BORDER, -BORDER))
+        encoded = (found - mean)[inner].square().mean()
+        spread = (found_variance - log_variance)[inner].square().mean()
+        loss = unlikeness(error) + encoded + 0.01 * spread
+        loss.backward()
+        session.share_gradients([optimizer])
+        optimizer.step(*progress.rates(done))
+        shown.append(torch.stack([error.detach().square().mean(), encoded.detach()]))
+        if progress.steps % 100 == 0:
+            squared, encoded_ = torch.stack(shown).mean(0).tolist()
+            shown.clear()
+            session.log(NAME, step=progress.steps, done=done, psnr=_psnr(squared), encoded=encoded_)
+    keep(session, NAME, optimizer, progress)
+    if progress.finished:
+        _measure(session)
+
+
+def window(picture: Tensor, crop: int, random_: torch.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a window that begins and ends with a latent pixel; the whole picture at times."""
+    height, width = picture.shape[2:]
+    if torch.rand((), generator=random_) < WHOLE:
+        return slice(0, height), slice(0, width)
+    share = WINDOWS[int(torch.randint(len(WINDOWS), (), generator=random_))]
+    return _span(height, int(crop * share), random_), _span(width, int(crop * share), random_)
+
+
+def _span(length: int, side: int, random_: torch.Generator) -> slice:
+    side = min(side // SCALE, length // SCALE)
+    start = int(torch.randint(length // SCALE - side + 1, (), generator=random_))
+    return slice(start * SCALE, (start + side) * SCALE)
+
+
+def _latent(pixels: slice) -> slice:
+    return slice(pixels.start // SCALE, pixels.stop // SCALE)
+
+
+@torch.no_grad()
+def _measure(session: Session) -> None:
+    """How faithful pictures are that come back whole, and in pieces of the crop's side; and how far latents have moved."""
+    if session.rank:
+        return
+    network = autoencoder.load(session).float()
+    before = build_autoencoder(autoencoder_config(session.recipe.autoencoder))
+    before.load_state_dict(session.load(autoencoder.NAME))
+    before = before.to(session.device)
+    random_ = torch.Generator().manual_seed(session.recipe.seed * 1000 + 998)
+    count = MEASURED // 4 if session.device.type == "cuda" else 2
+    size, crop = session.recipe.sizes.standard[0], session.recipe.autoencoder.crop
+    picture = compose(session.textures(BASE_STYLE), random_scenes(session.things, count, random_), *size)
+    latents = network.encode(picture)
+    found = {
+        "whole": network.decode(latents),
+        "decoded_in_pieces": network.decode(latents, crop),
+        "encoded_in_pieces": network.decode(network.encode(picture, None, crop)),
+    }
+    psnr = {name: _psnr((again.clamp(-1, 1) - picture).square().mean().item()) for name, again in found.items()}
+    moved = (network.encoder(picture) - before.encoder(picture)).chunk(2, dim=1)[0].std()
+    session.sheet(NAME, torch.stack([picture[:8], *(again[:8] for again in found.values())], dim=1).flatten(0, 1))
+    session.log(NAME, psnr=psnr, moved=moved)
+
+
+def _psnr(squared: float) -> float:
+    return 10 * math.log10(4 / max(squared, 1e-9))
