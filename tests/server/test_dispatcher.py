@@ -27,6 +27,7 @@ from hwaga.server import dispatcher as module
 from hwaga.server import process
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.jobs import TERMINAL, Job
+from hwaga.server.pictures import SqlitePictures
 from hwaga.server.store import SqliteStore
 
 pytestmark = pytest.mark.usefixtures("fake_worker")
@@ -321,7 +322,7 @@ def test_a_picture_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.Monke
     async def test() -> None:
         async with dispatching(tmp_path) as dispatcher:
             with monkeypatch.context() as patch:
-                patch.setattr(SqliteStore, "_keep", fail)
+                patch.setattr(SqlitePictures, "keep", fail)
                 job = await ended(dispatcher, await dispatcher.submit("text2image", {}))
             assert job.error == (type(error).__name__, str(error))
             assert (await ended(dispatcher, await dispatcher.submit("text2image", {}))).status == "succeeded"

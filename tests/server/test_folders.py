@@ -16,6 +16,7 @@ from hwaga.model_lookup import find_card
 from hwaga.server import process
 from hwaga.server.folders import own_folders, without_folders
 from hwaga.server.keys import SqliteKeys
+from hwaga.server.pictures import SqlitePictures
 from hwaga.server.store import SqliteStore
 from hwaga.settings import Settings
 
@@ -106,7 +107,7 @@ def test_a_job_that_the_store_could_not_keep(serve: Serve, tmp_path: Path, monke
 
     with serve() as running:
         with monkeypatch.context() as patch:
-            patch.setattr(SqliteStore, "_keep", fail)
+            patch.setattr(SqlitePictures, "keep", fail)
             shown = running.ended(running.submit(prompt="a cat")["id"])
         assert shown["status"] == "failed"
         assert str(tmp_path) not in json.dumps(shown)

@@ -155,7 +155,7 @@ def test_again_takes_a_seed_and_nothing_that_is_not_there(server: Running) -> No
 def test_a_picture_is_deleted_and_with_the_last_one_its_job(server: Running) -> None:
     job = made(server, prompt="a cat", number=2, seed=1, image=base64.b64encode(png("green")).decode())
     kept, gone = (image["id"] for image in job["images"])
-    folder = server.store._folder
+    folder = server.store._pictures._folder
     assert server.client.delete(f"/v1/images/{gone}").status_code == 204
     assert server.client.get(f"/v1/images/{gone}").status_code == 404
     assert server.client.delete(f"/v1/images/{gone}").status_code == 404

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
 import random
 import signal
 import sqlite3
@@ -32,7 +30,6 @@ from hwaga.errors import (
     StoreFullError,
     UnknownJobError,
 )
-from hwaga.image_file import write
 from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, Job, JobStore
 from hwaga.server.store import MIN_AGE, SqliteStore
 
@@ -167,7 +164,7 @@ def test_owners_take_turns(store: SqliteStore) -> None:
     assert [claimed(store).owner for _ in range(3)] == ["new", "ben", "anna"]
 
 
-def test_a_stale_attempt_is_refused(store: SqliteStore, clock: Clock) -> None:
+def test_a_stale_attempt_is_refused(store: SqliteStore, clock: Clock, tmp_path: Path) -> None:
     job = store.submit("text2image", BODY)
     claimed(store)
     clock.now += LEASE + 1
@@ -184,7 +181,7 @@ def test_a_stale_attempt_is_refused(store: SqliteStore, clock: Clock) -> None:
             store.confirm_cancel(job.id, attempt)
         with pytest.raises(StaleAttemptError):
             store.release(job.id, attempt, lost="gone")
-    assert files(store._folder) == set()
+    assert files(tmp_path / "server") == set()
     store.finish(job.id, 2, [b"png"])
     with pytest.raises(StaleAttemptError):
         store.finish(job.id, 2, [b"png"])
@@ -280,7 +277,7 @@ def test_the_expected_wait(store: SqliteStore, wall: Clock) -> None:
     assert store.expected_wait(2) == 6
 
 
-def test_expiring_by_age_and_by_size(store: SqliteStore, wall: Clock) -> None:
+def test_expiring_by_age_and_by_size(store: SqliteStore, wall: Clock, tmp_path: Path) -> None:
     ended = []
     for _ in range(4):
         store.submit("image2image", BODY, source=bytes(50))
@@ -299,95 +296,23 @@ def test_expiring_by_age_and_by_size(store: SqliteStore, wall: Clock) -> None:
             store.get(job.id)
         with pytest.raises(UnknownJobError):
             store.picture(job.images[0])
-    assert len(files(store._folder)) == 6
+    assert len(files(tmp_path / "server")) == 6
     wall.now += 100
     assert store.expire(max_age=1e9, max_bytes=0) == 2  # what runs and what waits is never removed
     assert store.source(running.id) == store.source(waiting.id) == bytes(1000)
-    assert len(files(store._folder)) == 2
+    assert len(files(tmp_path / "server")) == 2
 
 
-def test_files_that_were_never_recorded_go_at_the_next_start(store: SqliteStore, tmp_path: Path) -> None:
-    job = store.submit("image2image", BODY, source=b"source")
-    kept = files(store._folder) | {store.finish(claimed(store).id, 1, [b"png"]).images[0] + ".png"}
-    store.close()
-    for name in ("results/00/00ff.png", "results/ab/.hwaga-1-ab.tmp", "sources/ff/ff00"):
-        (tmp_path / "server" / name).write_bytes(b"orphan")
-    with closing(SqliteStore(tmp_path / "server")) as again:
-        assert files(tmp_path / "server") == kept
-        assert again.source(job.id) == b"source"
-
-
-def test_a_full_disk_under_the_database(store: SqliteStore) -> None:
+def test_a_full_disk_under_the_database(store: SqliteStore, tmp_path: Path) -> None:
     job = store.submit("text2image", BODY, key="k")
     pages = store._db.execute("PRAGMA page_count").fetchone()[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreFullError, match="Free some space"):
         store.submit("image2image", {"request": {"prompt": "x" * 100_000}}, source=b"source")
-    assert files(store._folder) == set()
+    assert files(tmp_path / "server") == set()
     store._db.execute("PRAGMA max_page_count = 1000000")
     assert store.queue() == [job.id]
     store.submit("text2image", BODY)
-
-
-@pytest.mark.parametrize("call", ["write", "fsync"])
-@pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, StoreFullError), (errno.EIO, StoreError)])
-def test_a_full_disk_under_the_pictures(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch, call: str, code: int, error: type[StoreError]
-) -> None:
-    job = store.submit("text2image", BODY)
-    claimed(store)
-
-    def fail(*arguments: Any) -> None:
-        raise OSError(code, os.strerror(code))
-
-    with monkeypatch.context() as patch:
-        if call == "fsync":
-            patch.setattr("hwaga.image_file.os.fsync", fail)
-        else:
-            patch.setattr(Path, "open", fail)
-        with pytest.raises(error) as caught:
-            store.finish(job.id, 1, [b"png"])
-        with pytest.raises(error):
-            store.submit("image2image", BODY, source=b"source")
-    assert type(caught.value) is error
-    assert files(store._folder) == set()
-    assert store.get(job.id).status == "running"
-    assert store.counts()["queued"] == 0
-    assert store.finish(job.id, 1, [b"png"]).status == "succeeded"
-
-
-def test_a_disk_that_fills_up_between_two_pictures(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = store.submit("text2image", BODY)
-    claimed(store)
-    writes = iter([write])
-    monkeypatch.setattr("hwaga.server.store.write", lambda path, data: next(writes)(path, data))
-    with pytest.raises(StopIteration):
-        store.finish(job.id, 1, [b"one", b"two"])
-    assert files(store._folder) == set()
-    assert store.get(job.id).status == "running"
-
-
-def test_the_disk_has_the_picture_before_the_row(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = store.submit("text2image", BODY)
-    claimed(store)
-    calls: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-
-    def noted_fsync(descriptor: int) -> None:
-        calls.append("fsync")
-        fsync(descriptor)
-
-    def noted_replace(self: Path, target: Path) -> Path:
-        calls.append("rename")
-        return replace(self, target)
-
-    monkeypatch.setattr("hwaga.image_file.os.fsync", noted_fsync)
-    monkeypatch.setattr(Path, "replace", noted_replace)
-    store._db.set_trace_callback(lambda statement: calls.append(statement.split()[0]))
-    store.finish(job.id, 1, [b"png"])
-    assert [call for call in calls if call in ("fsync", "rename", "COMMIT")] == ["fsync", "rename", "fsync", "COMMIT"]
-    assert store._db.execute("PRAGMA synchronous").fetchone()[0] == 2
-    assert store._db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
 
 
 @pytest.mark.parametrize("closed", [True, False])

@@ -1,26 +1,13 @@
-"""Jobs that outlive the process: ``JobStore`` as an embedded SQLite database, with the pictures beside it.
-
-    jobs.sqlite3             jobs, which pictures are theirs, API keys
-    results/<xx>/<id>.png    finished pictures
-    sources/<xx>/<id>        pictures to start from, as they were sent
-
-A picture is on the disk before the row that names it, and goes after that row. So a crash may leave a file without a row, which
-the next start removes, but never a row without its file. Files are written inside the transaction that records them, so that no
-other process that starts takes a new one for one of those.
-"""
+"""Jobs that outlive the process: ``JobStore`` as an embedded SQLite database, ``jobs.sqlite3``, with the pictures beside it."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import secrets
-import sqlite3
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,44 +18,16 @@ from hwaga.errors import (
     StoreFullError,
     UnknownJobError,
 )
-from hwaga.image_file import write
 from hwaga.server.database import Database, translated
 from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, Job, Kind, Status
-from hwaga.server.keys import CLOSED_TABLE, KEY_TABLES, KeyStore, SqliteKeys
+from hwaga.server.keys import KeyStore, SqliteKeys
+from hwaga.server.pictures import SqlitePictures, make_folders
+from hwaga.server.schema import SCHEMA, UPGRADES, VERSION
 
 MIN_AGE = 600.0
 """Seconds that a picture is there for whoever asked for it, however little room there is."""
 
 _RECENT = 20  # finished jobs that the expected wait is measured on
-_VERSION = 3
-_UPGRADES = {
-    1: f"{CLOSED_TABLE}INSERT INTO closed SELECT 1 FROM api_keys LIMIT 1;\n",
-    2: "ALTER TABLE jobs ADD COLUMN request_id TEXT;\n",
-}
-_SCHEMA = f"""
-CREATE TABLE jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order of arrival, which a clock that is set back does not change
-    id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, owner TEXT NOT NULL, body TEXT NOT NULL,
-    idempotency_key TEXT, fingerprint TEXT NOT NULL,
-    created REAL NOT NULL, started REAL, finished REAL,
-    status TEXT NOT NULL DEFAULT 'queued', cancel_requested INTEGER NOT NULL DEFAULT 0,
-    attempt INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
-    worker TEXT, lease_boot TEXT, lease_until REAL,
-    step INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0,
-    error_type TEXT, error_message TEXT, request_id TEXT,
-    UNIQUE (owner, idempotency_key)
-) STRICT;
-CREATE INDEX jobs_by_status ON jobs (status, finished);
-CREATE INDEX jobs_by_age ON jobs (created, id);
-CREATE TRIGGER an_end_is_final BEFORE UPDATE ON jobs WHEN OLD.status IN {TERMINAL}
-BEGIN SELECT RAISE(ABORT, 'a job that has ended does not change'); END;
-CREATE TABLE pictures (
-    id TEXT PRIMARY KEY, job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
-    role TEXT NOT NULL, position INTEGER NOT NULL, bytes INTEGER NOT NULL
-) STRICT;
-CREATE INDEX pictures_by_job ON pictures (job, position);
-CREATE TABLE owners (owner TEXT PRIMARY KEY, served INTEGER NOT NULL) STRICT;
-{KEY_TABLES}{CLOSED_TABLE}"""
 
 _MODEL = "json_extract(body, '$.model')"
 _SERVED = f"(:served IS NULL OR {_MODEL} IS NULL OR {_MODEL} IN (SELECT value FROM json_each(:served)))"
@@ -82,11 +41,6 @@ SELECT id FROM (
     FROM jobs LEFT JOIN owners USING (owner) WHERE status = 'queued' AND {_SERVED}
 ) AS waiting WHERE :model IS NULL OR (SELECT {_MODEL} FROM jobs WHERE jobs.id = waiting.id) = :model
 ORDER BY turn, coalesce(served, 0), first
-"""
-
-
-_SOURCES_OF_WORK = f"""
-FROM pictures JOIN jobs ON jobs.id = job WHERE role = 'sources' AND status NOT IN {TERMINAL}
 """
 
 
@@ -114,32 +68,20 @@ class SqliteStore:
         boot: str | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self._folder, self._queue_limit, self._max_sources = folder, queue_limit, max_sources
+        self._queue_limit, self._max_sources = queue_limit, max_sources
         self._clock, self._boot, self._wall = clock, boot or _boot_id(), wall
         self.served: Sequence[str] | None = None
         with translated():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and pictures are nobody else's business
-            roles = [folder / "results", folder / "sources"]
-            for path in [role / f"{number:02x}" for role in roles for number in range(256)]:
-                path.mkdir(parents=True, exist_ok=True)
-            for path in [*roles, folder, folder.absolute().parent]:  # so that later only files need to reach the disk
-                _sync(path)
-        self._database = Database(folder / "jobs.sqlite3", version=_VERSION, schema=_SCHEMA, upgrades=_UPGRADES)
+            make_folders(folder)
+        self._database = Database(folder / "jobs.sqlite3", version=VERSION, schema=SCHEMA, upgrades=UPGRADES)
         self._db = self._database.connection
+        self._pictures = SqlitePictures(folder, self._database)
         self.keys: KeyStore = SqliteKeys(self._database, wall)
         try:
-            self._sweep()
+            self._pictures.sweep()
         except BaseException:
             self._database.close()
             raise
-
-    def _sweep(self) -> None:
-        """Removes files without a row: written by a process that ended before it could record them."""
-        with self._transaction() as db:
-            known = {row["id"] for row in db.execute("SELECT id FROM pictures")}
-            for path in [*self._folder.glob("results/*/*"), *self._folder.glob("sources/*/*")]:
-                if path.name.removesuffix(".png") not in known:
-                    path.unlink(missing_ok=True)
 
     def submit(
         self,
@@ -157,7 +99,7 @@ class SqliteStore:
         default = self.served is not None and body.get("model") == self.served[0]
         named = _text({name: value for name, value in body.items() if name != "model"}) if default else text
         fingerprint = hashlib.sha256(f"{kind}\n{picture}\n{named}".encode()).hexdigest()
-        with self._transaction() as db:
+        with self._pictures.transaction() as db:
             again = db.execute(
                 "SELECT id, fingerprint FROM jobs WHERE owner = ? AND idempotency_key = ?", (owner, key)
             ).fetchone()
@@ -174,7 +116,7 @@ class SqliteStore:
                 (job, kind, owner, text, key, fingerprint, now, request_id),
             )
             if source is not None:
-                self._keep(job, "sources", [source])
+                self._pictures.keep(job, "sources", [source])
             return self._job(job)
 
     def check_room(self, owner: str, size: int = 0, *, key: str | None = None) -> None:
@@ -194,7 +136,10 @@ class SqliteStore:
         if owner and own >= (share := max(1, limit * 3 // 4)):  # who comes without a key shares with nobody
             raise QueueFullError(f"{own} of your jobs wait already, and {share} may of one key. Try again later.")
         if size:
-            held = self._db.execute(f"SELECT coalesce(sum(bytes), 0) {_SOURCES_OF_WORK}").fetchone()[0]
+            held = self._db.execute(
+                "SELECT coalesce(sum(bytes), 0) FROM pictures JOIN jobs ON jobs.id = job "
+                f"WHERE role = 'sources' AND status NOT IN {TERMINAL}"
+            ).fetchone()[0]
             if held + size > self._max_sources:
                 raise StoreFullError(
                     f"Pictures to start from take {held:,} bytes, of jobs that wait, and {self._max_sources:,} are the most. "
@@ -234,7 +179,7 @@ class SqliteStore:
         return statistics.median(row[0] for row in rows) * waiting / workers if rows else None
 
     def cancel(self, job: str) -> Job:
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             db.execute("UPDATE jobs SET cancel_requested = 1 WHERE id = ? AND status = 'running'", (job,))
             db.execute(
                 "UPDATE jobs SET status = 'cancelled', finished = ? WHERE id = ? AND status = 'queued'",
@@ -261,7 +206,7 @@ class SqliteStore:
     def claim(
         self, worker: str, *, suits: Callable[[Job], bool] = lambda _: True, model: str | None = None
     ) -> Job | None:
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             row = db.execute(f"{_QUEUE} LIMIT 1", {"model": model, "served": self._names()}).fetchone()
             if row is None or not suits(job := self._job(row["id"])):
                 return None
@@ -276,25 +221,25 @@ class SqliteStore:
     def renew(self, job: str, attempt: int, progress: tuple[int, int] | None = None) -> bool:
         step, total = progress or (None, None)
         changes = "lease_boot = ?, lease_until = ?, step = coalesce(?, step), total = coalesce(?, total)"
-        with self._transaction():
+        with self._database.transaction():
             return self._update(job, attempt, changes, self._boot, self._clock() + LEASE, step, total).cancel_requested
 
     def finish(self, job: str, attempt: int, pictures: Sequence[bytes]) -> Job:
-        with self._transaction():
+        with self._pictures.transaction():
             self._end(job, attempt, "succeeded")
-            self._keep(job, "results", pictures)
+            self._pictures.keep(job, "results", pictures)
             return self._job(job)
 
     def fail(self, job: str, attempt: int, error: tuple[str, str]) -> Job:
-        with self._transaction():
+        with self._database.transaction():
             return self._end(job, attempt, "failed", error)
 
     def confirm_cancel(self, job: str, attempt: int) -> Job:
-        with self._transaction():
+        with self._database.transaction():
             return self._end(job, attempt, "cancelled")
 
     def release(self, job: str, attempt: int, *, lost: str | None) -> Job:
-        with self._transaction():
+        with self._database.transaction():
             return self._release(job, attempt, lost)
 
     def reap(self) -> list[Job]:
@@ -302,37 +247,24 @@ class SqliteStore:
         with self._database.reading() as db:  # nearly always there is nothing, and nothing needs to be written
             if db.execute(over, (self._boot, self._clock())).fetchone() is None:
                 return []
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             rows = db.execute(over, (self._boot, self._clock())).fetchall()
             return [self._release(row["id"], row["attempt"], "its server stopped") for row in rows]
 
     def source(self, job: str) -> bytes | None:
-        with self._database.reading() as db:
-            row = db.execute("SELECT id FROM pictures WHERE job = ? AND role = 'sources'", (job,)).fetchone()
-            return None if row is None else self._path("sources", row["id"]).read_bytes()
+        return self._pictures.source(job)
 
     def picture(self, image: str) -> tuple[str, bytes]:
-        with self._database.reading() as db:
-            row = db.execute("SELECT id, job FROM pictures WHERE id = ? AND role = 'results'", (image,)).fetchone()
-            if row is None:
-                raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
-            return row["job"], self._path("results", row["id"]).read_bytes()
+        return self._pictures.finished(image)
 
     def remove_picture(self, image: str) -> None:
-        with self._transaction() as db:
-            row = db.execute("SELECT job FROM pictures WHERE id = ? AND role = 'results'", (image,)).fetchone()
-            if row is None:
-                raise UnknownJobError("There is no picture of that id. It may have been removed by its age.")
-            files = [self._path("results", image)]
-            db.execute("DELETE FROM pictures WHERE id = ?", (image,))
-            rest = db.execute("SELECT role, id FROM pictures WHERE job = ?", (row["job"],)).fetchall()
-            if all(picture["role"] == "sources" for picture in rest):
-                files += [self._path(picture["role"], picture["id"]) for picture in rest]
-                db.execute("DELETE FROM jobs WHERE id = ?", (row["job"],))
-        _unlink(files)
+        with self._pictures.transaction():
+            job = self._pictures.remove(image)
+            if not self._job(job).images:
+                self._remove(job)
 
     def expire(self, max_age: float, max_bytes: int) -> int:
-        with self._transaction() as db:
+        with self._pictures.transaction() as db:
             now = self._wall()
             # Only what may be removed counts: what waits would have others' pictures removed, and itself stay.
             total = db.execute(
@@ -342,32 +274,16 @@ class SqliteStore:
                 "SELECT jobs.id, finished, coalesce(sum(bytes), 0) AS bytes FROM jobs LEFT JOIN pictures ON job = jobs.id "
                 f"WHERE status IN {TERMINAL} GROUP BY jobs.number ORDER BY finished, jobs.number"
             ).fetchall()
-            files, removed = [], 0
+            removed = 0
             for row in ended:
                 age = now - row["finished"]
                 if age > max_age or (age > MIN_AGE and total > max_bytes and row["bytes"]):
-                    pictures = db.execute("SELECT role, id FROM pictures WHERE job = ?", (row["id"],))
-                    files += [self._path(picture["role"], picture["id"]) for picture in pictures]
-                    db.execute("DELETE FROM jobs WHERE id = ?", (row["id"],))
+                    self._remove(row["id"])
                     total, removed = total - row["bytes"], removed + 1
-        _unlink(files)
         return removed
 
     def close(self) -> None:
         self._database.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """As the database's; pictures that were written in it go where it fails."""
-        with self._database.transaction() as db:
-            self._written: list[Path] = []
-            try:
-                yield db
-            except BaseException:
-                for path in self._written:
-                    path.unlink(missing_ok=True)
-                raise
-            # When its end fails, the disk may hold it all the same: the files stay, and the next start decides.
 
     def _job(self, job: str) -> Job:
         row = self._db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
@@ -416,17 +332,10 @@ class SqliteStore:
         changes = "status = 'queued', started = NULL, step = 0, total = 0, lost = lost + ?"
         return self._update(job, attempt, changes, lost is not None)
 
-    def _keep(self, job: str, role: str, pictures: Sequence[bytes]) -> None:
-        """Writes and records pictures. Their ids are drawn, and no part of a path comes from outside."""
-        for position, data in enumerate(pictures):
-            picture = secrets.token_hex(16)
-            path = self._path(role, picture)
-            self._written.append(path)
-            write(path, data)
-            self._db.execute("INSERT INTO pictures VALUES (?, ?, ?, ?, ?)", (picture, job, role, position, len(data)))
-
-    def _path(self, role: str, picture: str) -> Path:
-        return self._folder / role / picture[:2] / (f"{picture}.png" if role == "results" else picture)
+    def _remove(self, job: str) -> None:
+        """Removes a job and its pictures."""
+        self._pictures.remove_all(job)
+        self._db.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
 
 def _text(body: dict[str, Any]) -> str:
@@ -440,17 +349,3 @@ def _boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return secrets.token_hex(16)
-
-
-def _unlink(files: list[Path]) -> None:
-    for path in files:
-        with contextlib.suppress(OSError):  # what stays has no row now, and goes at the next start
-            path.unlink()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
