@@ -37,6 +37,12 @@ async def dispatching(folder: Path, **options: Any) -> AsyncIterator[Dispatcher]
             await dispatcher.stop(0)
 
 
+def held(dispatcher: Dispatcher) -> list[Job]:
+    """The jobs that the first worker has."""
+    batch = dispatcher._supervisors[0]._batch
+    return [] if batch is None else batch.jobs
+
+
 async def until(condition: Callable[[], Any]) -> None:
     while not condition():
         await asyncio.sleep(0.005)

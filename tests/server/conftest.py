@@ -21,7 +21,7 @@ import uvicorn
 from hwaga.cards import ModelCard
 from hwaga.model_lookup import find_card
 from hwaga.server import dispatcher as dispatching
-from hwaga.server import process
+from hwaga.server import process, supervisor
 from hwaga.server.api import create_app
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.jobs import TERMINAL
@@ -37,8 +37,9 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 def fake_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dispatchers start the fake worker, and start it again at once."""
     monkeypatch.setattr(process, "WORKER", FAKE)
-    monkeypatch.setattr(dispatching, "BACK_OFF", (0.01, 0.05))
-    monkeypatch.setattr(dispatching, "POLL", 0.05)
+    monkeypatch.setattr(supervisor, "BACK_OFF", (0.01, 0.05))
+    for module in (dispatching, supervisor):
+        monkeypatch.setattr(module, "POLL", 0.05)
 
 
 def until(condition: Callable[[], Any]) -> None:
@@ -101,8 +102,9 @@ def running(
 ) -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process, "WORKER", worker)
-        patch.setattr(dispatching, "POLL", 0.05)
-        patch.setattr(dispatching, "BACK_OFF", (0.05, 0.05))
+        for module in (dispatching, supervisor):
+            patch.setattr(module, "POLL", 0.05)
+        patch.setattr(supervisor, "BACK_OFF", (0.05, 0.05))
         store = SqliteStore(folder / "server", **options)
         dispatcher = Dispatcher(store, models=models, batch=batch)
         settings = Settings(data_dir=str(folder))

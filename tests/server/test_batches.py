@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from dispatching import REAL, all_events, dispatching, ended, run, until
+from dispatching import REAL, all_events, dispatching, ended, held, run, until
 from PIL import Image
 
 from hwaga.engine import Engine
@@ -20,7 +20,7 @@ from hwaga.errors import DeviceMemoryError, LoraError, SizeError, StoreError
 from hwaga.memory.plan import Budget
 from hwaga.placement import Work
 from hwaga.request import ImageRequest, Step
-from hwaga.server import dispatcher as module
+from hwaga.server import batch as module
 from hwaga.server import process, wire, worker
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.jobs import Job, Kind
@@ -179,7 +179,7 @@ def test_stopping_gives_a_batch_back(tmp_path: Path) -> None:
         async with dispatching(tmp_path / "server", batch=2) as dispatcher:
             slow = {"steps": 10_000, "delay": 0.01}
             jobs = await crowd(dispatcher, tmp_path, "ab", slow, slow)
-            await until(lambda: len(dispatcher._slots[0].held) == 2)
+            await until(lambda: len(held(dispatcher)) == 2)
             await dispatcher.drain(0)
             found = [await dispatcher.call(dispatcher.store.get, job.id) for job in jobs]
             assert [(job.status, job.attempt) for job in found] == [("queued", 1)] * 2

@@ -20,10 +20,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are f
 _COMMAND = f"""
 import sys
 from hwaga.cli import main
-from hwaga.server import dispatcher, process, store
+from hwaga.server import batch, dispatcher, process, store, supervisor
 process.WORKER = (sys.executable, {str(Path(__file__).with_name("fake_worker.py"))!r})
-store.LEASE = dispatcher.LEASE = 1.0
-dispatcher.POLL, dispatcher.BACK_OFF = 0.05, (0.05, 0.05)
+store.LEASE = batch.LEASE = 1.0
+dispatcher.POLL = supervisor.POLL = 0.05
+supervisor.BACK_OFF = (0.05, 0.05)
 main()
 """
 _PROMPTS = [f'{{"steps": 2, "delay": 0.03, "note": "{note}"}}' for note in ("an apple", "고양이", "a cup")]

@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dispatching import REAL, all_events, dispatching, ended, run, until
+from dispatching import REAL, all_events, dispatching, ended, held, run, until
 from PIL import Image
 
 from hwaga.errors import StoreError, StoreFullError, UnknownJobError
 from hwaga.image_file import read_settings
-from hwaga.server import dispatcher as module
-from hwaga.server import process
+from hwaga.server import batch, process
 from hwaga.server.dispatcher import Dispatcher
 from hwaga.server.jobs import TERMINAL, Job
 from hwaga.server.pictures import SqlitePictures
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("fake_worker")
 
 
 def pid(dispatcher: Dispatcher) -> int:
-    worker = dispatcher._slots[0].worker
+    worker = dispatcher._supervisors[0].worker
     assert worker is not None
     return worker._process.pid
 
@@ -120,7 +119,7 @@ def test_killing_workers_at_random_ends_each_job_once(tmp_path: Path) -> None:
             told = [asyncio.create_task(all_events(dispatcher, job)) for job in jobs]
             for _ in range(12):
                 await asyncio.sleep(chance.random() * 0.2)
-                worker = chance.choice(dispatcher._slots).worker
+                worker = chance.choice(dispatcher._supervisors).worker
                 if worker is not None:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(worker._process.pid, signal.SIGKILL)
@@ -159,7 +158,7 @@ def test_a_cancellation_by_another_process_is_heard(tmp_path: Path) -> None:
     async def test() -> None:
         async with dispatching(tmp_path) as dispatcher:
             job = await dispatcher.submit("text2image", {"steps": 10_000, "delay": 0.01})
-            await until(lambda: dispatcher._slots[0].held)
+            await until(lambda: held(dispatcher))
             with closing(SqliteStore(tmp_path)) as other:
                 other.cancel(job.id)
             assert (await ended(dispatcher, job)).status == "cancelled"
@@ -170,7 +169,7 @@ def test_a_cancellation_by_another_process_is_heard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("way", "same_worker"), [("finish", True), ("hang", False)])
 def test_a_job_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, same_worker: bool) -> None:
     if way == "hang":
-        monkeypatch.setattr(module, "GRACE", 0.05)
+        monkeypatch.setattr(batch, "GRACE", 0.05)
 
     async def test() -> None:
         async with dispatching(tmp_path, job_timeout=0.2) as dispatcher:
@@ -195,11 +194,13 @@ def test_a_worker_that_hangs_while_it_loads_is_started_again(tmp_path: Path, cap
         async with dispatching(tmp_path, models=[json.dumps(plan)]) as dispatcher:
             job = await dispatcher.submit("text2image", {})
             await until((tmp_path / "hung").exists)
-            dispatcher._load_timeout = 0.5  # from the first message on: what a start takes is the machine's affair
+            dispatcher._supervisors[
+                0
+            ]._load_timeout = 0.5  # from the first message on: what a start takes is the machine's affair
             (tmp_path / "go").touch()
             await until(lambda: dispatcher.problems)
             assert "no further with loading the model for 0.5 s" in dispatcher.problems[0]
-            dispatcher._load_timeout = 60.0
+            dispatcher._supervisors[0]._load_timeout = 60.0
             assert (await ended(dispatcher, job)).status == "succeeded"
             assert dispatcher.problems == []
             assert dispatcher.restarts >= 1
@@ -216,7 +217,7 @@ def test_a_worker_that_loads_for_long_is_left_alone(tmp_path: Path) -> None:
         async with dispatching(tmp_path, models=[json.dumps(plan)]) as dispatcher:
             job = await dispatcher.submit("text2image", {})
             await until((tmp_path / "begun").exists)
-            dispatcher._load_timeout = 2.0
+            dispatcher._supervisors[0]._load_timeout = 2.0
             (tmp_path / "go").touch()
             assert (await ended(dispatcher, job)).status == "succeeded"
             assert dispatcher.restarts == 0
@@ -225,7 +226,7 @@ def test_a_worker_that_loads_for_long_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_long_step_does_not_lose_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEASE", 0.15)
+    monkeypatch.setattr(batch, "LEASE", 0.15)
     monkeypatch.setattr("hwaga.server.store.LEASE", 0.5)
 
     async def test() -> None:
@@ -242,7 +243,7 @@ def test_stopping_waits_for_what_runs_and_keeps_the_queue(tmp_path: Path) -> Non
             running = await dispatcher.submit("text2image", {"steps": 20, "delay": 0.01})
             waiting = await dispatcher.submit("text2image", {})
             told = [asyncio.create_task(all_events(dispatcher, job)) for job in (running, waiting)]
-            await until(lambda: dispatcher._slots[0].held)
+            await until(lambda: held(dispatcher))
             await dispatcher.stop(50)
             assert not dispatcher.ready
             assert [found[-1].kind for found in await asyncio.gather(*told)] == ["succeeded", "queued"]
@@ -256,7 +257,7 @@ def test_stopping_at_once_gives_the_job_back(tmp_path: Path) -> None:
     async def test() -> None:
         async with dispatching(tmp_path) as dispatcher:
             job = await dispatcher.submit("text2image", {"steps": 10_000, "delay": 0.01})
-            await until(lambda: dispatcher._slots[0].held)
+            await until(lambda: held(dispatcher))
             worker = pid(dispatcher)
             await dispatcher.stop(0)
             with pytest.raises(ProcessLookupError):

@@ -380,7 +380,7 @@ def test_two_families(serve: Serve, tmp_path: Path) -> None:
 def test_jobs_wait_for_a_model_that_is_not_served(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     card = find_card("mini", Path("models"))
     with serve(models=["mini", "second"], cards=[card, second_card()], queue_limit=2) as running:
-        running.dispatcher._slots[0].stay.took("second")
+        running.dispatcher._supervisors[0]._stay.took("second")
         asyncio.run_coroutine_threadsafe(running.dispatcher.drain(60), running.loop).result(60)
         kept = [
             running.store.submit("text2image", {"model": name, "request": {"prompt": "a cat"}, "previews": False})
