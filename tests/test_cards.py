@@ -34,7 +34,8 @@ from hwaga.cards import ASSETS, Limits, Part
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.family import ZImageModel
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
-from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.families.z_image.transformer import ZImageTransformer
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.hub_sources import Download, LoraSource
 from hwaga.model_lookup import built_in_cards, find_card
 

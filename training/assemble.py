@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hwaga.families.z_image.autoencoder import AutoencoderConfig
 from hwaga.families.z_image.text_encoder import TextEncoderConfig
-from hwaga.families.z_image.transformer import TransformerConfig
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.weights.layouts import AUTOENCODER, Layout, qwen3_encoder, z_image_transformer
 from training.networks import PATCH, autoencoder_config, text_encoder_config, transformer_config
 from training.phases import autoencoder, loras, transformer

@@ -22,15 +22,11 @@ from torch import Tensor, nn
 
 from hwaga.families.z_image import positions as places
 from hwaga.families.z_image import text_encoder
-from hwaga.families.z_image import transformer as z_image
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
+from hwaga.families.z_image.blocks import QK_NORM_EPS, Attention, Block, BlockModulation
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
-from hwaga.families.z_image.transformer import (
-    BlockModulation,
-    Modulation,
-    TransformerConfig,
-    ZImageTransformer,
-)
+from hwaga.families.z_image.transformer import Modulation, ZImageTransformer
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.weights.adapters import plain
 from training.recipe import AutoencoderRecipe, Recipe, TextEncoderRecipe, TransformerRecipe
 
@@ -186,9 +182,7 @@ class TrainedTransformer(nn.Module):
         return cast(Tensor, net.final_layer(x[:, :count], modulation.final_scale[:, None], plain)).float()
 
 
-def _run_block(
-    block: z_image.Block, x: Tensor, rotation: Tensor, factors: tuple[Tensor, ...], linear: Product
-) -> Tensor:
+def _run_block(block: Block, x: Tensor, rotation: Tensor, factors: tuple[Tensor, ...], linear: Product) -> Tensor:
     """A block over ``[B, tokens, D]``.
 
     Args:
@@ -203,12 +197,12 @@ def _run_block(
     return x + _normed(update, block.eps) * ffn_gate
 
 
-def _attend(layer: z_image.Attention, x: Tensor, rotation: Tensor, linear: Product) -> Tensor:
+def _attend(layer: Attention, x: Tensor, rotation: Tensor, linear: Product) -> Tensor:
     """Rotations are real numbers here: compilers fuse nothing that is complex."""
     qk, v = linear(layer.qkv, x).unflatten(-1, (3, layer.heads, -1)).split((2, 1), dim=2)
     assert layer.q_norm is not None, "always trained with norms"
     assert layer.k_norm is not None
-    qk = _normed(qk, z_image.QK_NORM_EPS) * torch.stack((layer.q_norm, layer.k_norm))[:, None]
+    qk = _normed(qk, QK_NORM_EPS) * torch.stack((layer.q_norm, layer.k_norm))[:, None]
     cos, sin = rotation[:, :, None, None]
     even, odd = qk.float().unflatten(-1, (-1, 2)).unbind(-1)
     qk = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).to(v.dtype)

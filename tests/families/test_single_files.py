@@ -43,7 +43,7 @@ from hwaga.families.z_image.autoencoder import AutoencoderConfig
 from hwaga.families.z_image.family import ZImageModel
 from hwaga.families.z_image.single_files import SingleFiles
 from hwaga.families.z_image.text_encoder import TextEncoderConfig
-from hwaga.families.z_image.transformer import TransformerConfig
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.model_lookup import find_card
 from hwaga.weights.checkpoint import file_digest, read_config
 

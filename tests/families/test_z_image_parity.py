@@ -30,7 +30,8 @@ from torch import Tensor
 from hwaga import ImageRequest
 from hwaga.engine import Engine
 from hwaga.families.z_image.family import ZImageModel
-from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.families.z_image.transformer import ZImageTransformer
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.weights.checkpoint import Blueprint, read_config
 from hwaga.weights.layouts import z_image_transformer
 

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from training.__main__ import main
 from training.batches import Batch
-from training.pack import BASE_STYLE
+from training.pack import BASE_STYLE, STYLES
 from training.phases import autoencoder
 from training.phases import judge as judge_phase
 from training.recipe import Recipe
@@ -150,6 +150,16 @@ def test_the_benchmarks_read_the_judge(data: Path, monkeypatch: pytest.MonkeyPat
         order = copy.objects(image, 6)
         assert (scores[order].diff() < 0.05 * scores.abs().max()).all()
     assert [wish.object for wish in following.wishes(3)] == [0, 1, 2]
+
+
+def test_every_batch_of_the_judge_has_all_numbers_of_objects(data: Path) -> None:
+    session = Session(Recipe.load("tiny"), data / "pack", data / "run", torch.device("cpu"))
+    textures = {style: session.textures(style) for style in STYLES}
+    pictures, picked, colours, counts = judge_phase.mixed(
+        session.things, textures, 24, (64, 64), np.random.default_rng(0)
+    )
+    assert len(pictures) == len(picked) == len(colours) == len(counts)
+    assert np.bincount(counts).tolist() == [12, 4, 4, 4]
 
 
 def test_an_unknown_phase_is_refused(data: Path) -> None:

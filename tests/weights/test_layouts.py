@@ -18,7 +18,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
-from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.families.z_image.transformer import ZImageTransformer
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.weights.fused import FusedLinear
 from hwaga.weights.layouts import (
     AUTOENCODER,

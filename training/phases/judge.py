@@ -23,6 +23,10 @@ SIDE = 128
 """Pixels of a side that it looks at; larger pictures are averaged down."""
 
 CHANCES = (0.5, 0.25, 0.25)
+"""Of each style."""
+
+SHARES = {1: 0.5, 2: 0.17, 3: 0.17, 4: 0.16}
+"""Of each number of objects in a batch."""
 
 MEASURED = 1024
 
@@ -112,19 +116,15 @@ def train(session: Session, seconds: float | None = None) -> None:
     look = torch.compile(judge, dynamic=False) if session.compiles else judge
 
     for done in progress:
-        style = STYLES[int(numbers.choice(len(STYLES), p=CHANCES))]
-        objects = int(numbers.choice([1, 1, 1, 2, 3, 4]))
-        arrangement, picked, colours = examples(things, recipe.phase.batch, objects, size, numbers)
-        pictures = _roughened(compose(textures[style], arrangement, *size), numbers)
+        pictures, *answers = mixed(things, textures, recipe.phase.batch, size, numbers)
         with torch.autocast(session.device.type, torch.bfloat16, enabled=session.device.type == "cuda"):
             scores = look(pictures.contiguous(memory_format=torch.channels_last))
-        targets = [torch.from_numpy(values).to(session.device) for values in (picked, colours)]
+        targets = [torch.from_numpy(values).to(session.device) for values in answers]
         loss = F.cross_entropy(scores[0].float(), targets[0], label_smoothing=0.05)
         named = (targets[1] >= 0).float()
         by_colour = F.cross_entropy(scores[1].float(), targets[1].clamp(min=0), reduction="none")
         loss = loss + 0.5 * (by_colour * named).sum() / named.sum().clamp(min=1)
-        counted = torch.full_like(targets[0], objects - 1)
-        loss = loss + 0.3 * F.cross_entropy(scores[2].float(), counted)
+        loss = loss + 0.3 * F.cross_entropy(scores[2].float(), targets[2])
         loss.backward()
         session.share_gradients([optimizer])
         optimizer.step(*progress.rates(done))
@@ -135,6 +135,27 @@ def train(session: Session, seconds: float | None = None) -> None:
     session.save(NAME, judge.state_dict())
     if progress.finished:
         session.log(NAME, **{style: accuracy(session, judge, textures[style], style) for style in STYLES})
+
+
+def mixed(
+    things: tuple[Thing, ...],
+    textures: dict[str, Textures],
+    count: int,
+    size: tuple[int, int],
+    numbers: np.random.Generator,
+) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
+    """About ``count`` pictures of one to four objects, with their objects, colours, and numbers less one.
+
+    All numbers come in each batch: batch norms would tell batches of one number apart, and then one picture says nothing.
+    """
+    pictures, answers = [], []
+    for objects, share in SHARES.items():
+        style = STYLES[int(numbers.choice(len(STYLES), p=CHANCES))]
+        arrangement, picked, colours = examples(things, max(round(count * share), 1), objects, size, numbers)
+        pictures.append(_roughened(compose(textures[style], arrangement, *size), numbers))
+        answers.append((picked, colours, np.full_like(picked, objects - 1)))
+    picked, colours, counts = (np.concatenate(parts) for parts in zip(*answers, strict=True))
+    return torch.cat(pictures), picked, colours, counts
 
 
 def load(session: Session) -> Judge:
@@ -154,12 +175,19 @@ def accuracy(session: Session, judge: Judge, textures: Textures, style: str) -> 
     pictures = seen_by_judge(compose(textures, arrangement, *size))
     scores = [torch.cat(parts) for parts in zip(*(judge(part) for part in pictures.split(64)), strict=True)]
     target, colour = (torch.from_numpy(values).to(session.device) for values in (picked, colours))
+    counted = []
+    for objects in range(1, MOST_OBJECTS + 1):
+        arrangement, _, _ = examples(session.things, count // 4, objects, size, numbers)
+        seen = seen_by_judge(compose(textures, arrangement, *size))
+        told = torch.cat([judge(part)[2].argmax(1) for part in seen.split(64)])
+        counted.append((told == objects - 1).float().mean())
     five = (scores[0].topk(5, dim=1).indices == target[:, None]).any(1)
     named = colour >= 0
     return {
         "object_top_1": (scores[0].argmax(1) == target).float().mean().item(),
         "object_top_5": five.float().mean().item(),
         "colour": (chosen_colour(scores[1]) == colour)[named].float().mean().item(),
+        "count": torch.stack(counted).mean().item(),
     }
 
 

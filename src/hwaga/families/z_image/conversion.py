@@ -23,7 +23,8 @@ from hwaga.families.z_image.single_files import (
     SingleFiles,
 )
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
-from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.families.z_image.transformer import ZImageTransformer
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.weights.checkpoint import Blueprint, read_config, weight_files
 from hwaga.weights.conversion import Conversion, NetworkTargets, Rows, Target
 from hwaga.weights.fused import FusedLinear

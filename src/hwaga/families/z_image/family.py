@@ -15,7 +15,8 @@ from hwaga.families.z_image.model import IN_TEXT_ENCODER, IN_TRANSFORMER, ZImage
 from hwaga.families.z_image.single_files import AUTOENCODER_CONFIG, SHIFT, TEXT_ENCODER, TRANSFORMER, SingleFiles
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
 from hwaga.families.z_image.tokenizer import PromptTokenizer
-from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.families.z_image.transformer import ZImageTransformer
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.weights.checkpoint import Blueprint, file_digest, read_config, weights_digest
 from hwaga.weights.config import ConfigValues
 from hwaga.weights.conversion import Conversion

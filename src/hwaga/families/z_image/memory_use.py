@@ -17,7 +17,7 @@ from hwaga.families.tiles import ways
 from hwaga.families.z_image.autoencoder import AutoencoderConfig
 from hwaga.families.z_image.positions import TOKEN_MULTIPLE
 from hwaga.families.z_image.text_encoder import TextEncoderConfig
-from hwaga.families.z_image.transformer import TransformerConfig
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.kernels.attention import wide_attention_bytes
 from hwaga.kernels.operations import turns
 from hwaga.memory.demand import Phase, Work

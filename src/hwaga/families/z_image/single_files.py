@@ -17,7 +17,8 @@ from torch import nn
 from hwaga.errors import CheckpointError
 from hwaga.families.z_image.autoencoder import Autoencoder, AutoencoderConfig
 from hwaga.families.z_image.text_encoder import Qwen3Encoder, TextEncoderConfig
-from hwaga.families.z_image.transformer import TransformerConfig, ZImageTransformer
+from hwaga.families.z_image.transformer import ZImageTransformer
+from hwaga.families.z_image.transformer_config import TransformerConfig
 from hwaga.weights.checkpoint import Blueprint
 from hwaga.weights.layouts import (
     AUTOENCODER,
