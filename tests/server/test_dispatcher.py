@@ -194,9 +194,8 @@ def test_a_worker_that_hangs_while_it_loads_is_started_again(tmp_path: Path, cap
         async with dispatching(tmp_path, models=[json.dumps(plan)]) as dispatcher:
             job = await dispatcher.submit("text2image", {})
             await until((tmp_path / "hung").exists)
-            dispatcher._supervisors[
-                0
-            ]._load_timeout = 0.5  # from the first message on: what a start takes is the machine's affair
+            # From the first message on: what a start takes is the machine's affair.
+            dispatcher._supervisors[0]._load_timeout = 0.5
             (tmp_path / "go").touch()
             await until(lambda: dispatcher.problems)
             assert "no further with loading the model for 0.5 s" in dispatcher.problems[0]
