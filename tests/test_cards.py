@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -639,6 +640,13 @@ def test_the_cards_own_sizes(card: ModelCard) -> None:
         assert card.size_of(name) == size
         card.check_size(*size)
         assert card.nearest_aspect(*size) == f"{name} ({size[0]}x{size[1]})"
+
+
+def test_of_equal_shapes_the_nearest_in_pixels() -> None:
+    card = replace(MINI, aspects={"1:1": (256, 256), "4:3": (288, 224), "1:1 large": (384, 384)})
+    assert card.nearest_aspect(200, 200) == "1:1 (256x256)"
+    assert card.nearest_aspect(1024, 1024) == "1:1 large (384x384)"
+    assert card.nearest_aspect(400, 300) == "4:3 (288x224)"
 
 
 @pytest.mark.parametrize(
