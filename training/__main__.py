@@ -131,7 +131,10 @@ def _train(arguments: argparse.Namespace, recipe: Recipe) -> None:
 
 
 def _compile(arguments: argparse.Namespace, recipe: Recipe) -> None:
-    compile_ahead(_session(arguments, recipe))
+    session = _session(arguments, recipe)
+    if not session.compiles:
+        raise SystemExit("Nothing is compiled for a CPU. Run this where the transformer will be trained, on a GPU.")
+    compile_ahead(session)
 
 
 def _assemble(arguments: argparse.Namespace, recipe: Recipe) -> None:

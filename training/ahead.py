@@ -1,7 +1,7 @@
 """Compilation before its turn: the graphs of the transformer and of its LoRAs depend on shapes alone, and are kept on disk.
 
-While the autoencoder is trained, most processors of the machine have nothing to do. A process beside it that compiles what
-comes later spares the GPU a minute or two of waiting in each of the later phases.
+While the autoencoder is trained, a process beside it can compile what the later phases would wait for. It runs each graph once,
+on the same GPU.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from training.session import Session
 CORNER = 0.04
 """Share of the shorter side that a corner takes, by which a background is told."""
 
-STRENGTHS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+STRENGTHS = (0.1, 0.2, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 AT_ONCE = 8
 
@@ -190,8 +190,9 @@ def evaluate(session: Session, model: Path, *, share: float, reference: int, onl
         "unknown_words": lambda: unknown_words(evaluation),
         "diffusers": lambda: agreement(evaluation, reference),
     }
+    if unknown := set(only) - {*prompts, *others}:
+        raise SystemExit(f"Unknown measures {', '.join(sorted(unknown))}; there are {', '.join([*prompts, *others])}.")
     scores: dict[str, Any] = {}
-    written = Path()
     with evaluation.engine:
         for name in [*prompts, *others]:
             if (only and name not in only) or (name == "diffusers" and not reference):
@@ -201,9 +202,10 @@ def evaluate(session: Session, model: Path, *, share: float, reference: int, onl
             else:
                 scores[name] = others[name]()
                 session.log("evaluate", measure=name, **scores[name])
-            # After each: it takes an hour in all, and what has been measured stays if it is stopped.
-            written = write_report("mini_scores", {"share": share, "scores": scores})
-    return written
+            # After each: all of them take an hour, and what has been measured stays if it is stopped.
+            part = write_report("mini_scores_part", {"share": share, "scores": scores})
+    part.unlink()
+    return write_report("mini_scores", {"share": share, "scores": scores})
 
 
 def shares(verdicts: Sequence[Verdict]) -> dict[str, float]:

@@ -148,16 +148,20 @@ class TrainedTransformer(nn.Module):
         if missing := -tokens.shape[1] % places.TOKEN_MULTIPLE:
             x = torch.cat([x, net.x_pad_token.expand(len(x), missing, -1)], dim=1)
         image_rotation, _ = _rotations(net, size, captions[0][0].shape[1], x.device)
+        words = captions[0][0].shape[1]
+        short = words <= self._compiled[0] and x.shape[1] + words <= self._compiled[1]
+        run = self._run if short else _run_block
         for block, factors in zip(net.noise_refiner, modulation.noise_refiner, strict=True):
-            x = self._run(block, x, image_rotation, _rows(factors), linear)
+            x = run(block, x, image_rotation, _rows(factors), linear)
         velocities = []
         for place, (caption, lengths) in enumerate(captions):
             with torch.set_grad_enabled(torch.is_grad_enabled() and place == 0):
-                velocities.append(self._joint(x, caption, lengths, size, tokens.shape[1], modulation, linear))
+                velocities.append(self._joint(run, x, caption, lengths, size, tokens.shape[1], modulation, linear))
         return velocities
 
     def _joint(
         self,
+        run: Callable[..., Tensor],
         x: Tensor,
         captions: Tensor,
         lengths: Tensor,
@@ -175,8 +179,6 @@ class TrainedTransformer(nn.Module):
             caption = _run_block(block, caption, caption_rotation, _rows(block.unmodulated()), linear)
         x = torch.cat([x, caption], dim=1)
         rotation = torch.cat([image_rotation, caption_rotation], dim=1)
-        short = words <= self._compiled[0] and x.shape[1] <= self._compiled[1]
-        run = self._run if short else _run_block
         for block, factors in zip(net.layers, modulation.layers, strict=True):
             x = run(block, x, rotation, _rows(factors), linear)
         return cast(Tensor, net.final_layer(x[:, :count], modulation.final_scale[:, None], plain)).float()

@@ -139,6 +139,28 @@ class Session:
     def has(self, name: str) -> bool:
         return bool(list(self.run.glob(f"{name}-[0-9].safetensors")))
 
+    def forget(self, *names: str) -> None:
+        """Lets go of phases that were trained on what is now trained anew: their weights, and that they were finished."""
+        if self.rank:
+            return
+        for name in names:
+            for path in self.run.glob(f"{name}-[0-9].safetensors"):
+                path.unlink()
+        with self.progress() as table:
+            for name in names:
+                table.pop(name, None)
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[dict[str, Any]]:
+        """The table of ``progress.json``, to be changed; phases may be trained side by side, and end together."""
+        path, new = self.run / "progress.json", self.run / "progress.new"
+        with (self.run / "progress.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            table = json.loads(path.read_text()) if path.exists() else {}
+            yield table
+            new.write_text(json.dumps(table, indent=1) + "\n")
+            new.replace(path)
+
     def load(self, name: str) -> dict[str, Tensor]:
         """What ``save`` wrote, in float32.
 
@@ -208,14 +230,8 @@ class Progress:
 
     def save(self) -> None:
         if self.session.rank == 0:
-            entry = {"done": self.done, "steps": self.steps, "seconds": self.seconds}
-            # Phases that need nothing of one another may be trained side by side, one process each, and end together.
-            with (self.session.run / "progress.lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                table = {**self._table(), self.name: entry}
-                new = self.session.run / "progress.new"
-                new.write_text(json.dumps(table, indent=1) + "\n")
-                new.replace(self.session.run / "progress.json")
+            with self.session.progress() as table:
+                table[self.name] = {"done": self.done, "steps": self.steps, "seconds": self.seconds}
 
     def _table(self) -> dict[str, Any]:
         path = self.session.run / "progress.json"
@@ -237,6 +253,8 @@ def resume(session: Session, name: str, optimizer: MuonAdam, progress: Progress)
 def keep(session: Session, name: str, optimizer: MuonAdam, progress: Progress) -> None:
     """Saves a phase: its averaged weights, and until it is finished all that is needed to go on exactly."""
     session.save(name, optimizer.averages)
+    on = torch.cuda.get_device_name(session.device) if session.device.type == "cuda" else "CPU"
+    session.log(name, done=progress.done, steps=progress.steps, seconds=progress.seconds, on=on)
     if session.rank:
         return
     path = session.run / "states" / f"{name}.safetensors"

@@ -57,6 +57,12 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
         "background colour {c}: {x}",
         "{x} | {c} background",
         "all {c} except for {x}",
+        "{x} set upon {a_c} backdrop",
+        "in {c} surroundings, {x}",
+        "{x} placed before {a_c} surface",
+        "everything behind {x} is {c}",
+        "{c} all around {x}",
+        "picture {x}; make the back {c}",
     ),
     "ko": (
         "{x}, {c} 배경",
@@ -104,25 +110,31 @@ BACKGROUNDS: dict[str, tuple[str, ...]] = {
         "{x_object} {c} 바탕에",
         "{x_object} {n} 배경 위에",
         "{c} 배경을 두고 {x}",
-    ),
-}
-
-UNSEEN: dict[str, tuple[str, ...]] = {
-    "en": (
-        "{x} set upon {a_c} backdrop",
-        "in {c} surroundings, {x}",
-        "{x} placed before {a_c} surface",
-        "everything behind {x} is {c}",
-        "{c} all around {x}",
-        "picture {x}; make the back {c}",
-    ),
-    "ko": (
         "뒤쪽이 {c} 배경인 {x}",
         "{x} 뒤에는 온통 {n}",
         "{n_instrument} 칠한 배경에 놓인 {x}",
         "{c} 화면 가운데 {x}",
         "{x_object} {c} 배경과 함께",
         "배경색 {n}, 주인공은 {x}",
+    ),
+}
+
+UNSEEN: dict[str, tuple[str, ...]] = {
+    "en": (
+        "{x} framed by {c}",
+        "{x} and nothing but {c} beyond",
+        "put {x} where all is {c}",
+        "the stage is {c}, its star is {x}",
+        "{x}, photographed at {a_c} curtain",
+        "apart from {x} there is only {c}",
+    ),
+    "ko": (
+        "{x} 말고는 전부 {n}",
+        "{n_instrument} 둘러싸인 {x}",
+        "사방이 {n}인 곳의 {x}",
+        "{c} 커튼 앞에서 찍은 {x}",
+        "무대는 {n}, 등장하는 것은 {x}",
+        "{x} 너머로는 {n}뿐",
     ),
 }
 """For measuring alone: no caption of the training is put this way."""

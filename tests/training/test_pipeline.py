@@ -15,6 +15,7 @@ from packs import write_small_pack
 from PIL import Image
 from safetensors.torch import load_file
 from training.__main__ import main
+from training.ahead import compile_ahead
 from training.batches import Batch
 from training.pack import BASE_STYLE, STYLES
 from training.phases import autoencoder
@@ -70,8 +71,15 @@ def test_what_is_compiled_ahead_has_the_shapes_that_come(data: Path) -> None:
     assert len(ahead) == 4
     assert shapes(supply.one_of_each(count)) <= ahead
     before = (data / "run" / "progress.json").read_text()
-    _stage(data, "compile")
+    compile_ahead(session)
     assert (data / "run" / "progress.json").read_text() == before
+    with pytest.raises(SystemExit, match="Nothing is compiled for a CPU"):
+        _stage(data, "compile")
+
+
+def test_an_unknown_measure_is_refused(data: Path) -> None:
+    with pytest.raises(SystemExit, match="Unknown measures beauty; there are combinations"):
+        _stage(data, "evaluate", "--model", str(data / "mini"), "--only", "beauty")
 
 
 def test_files_of_a_run_are_small_enough_to_carry(data: Path) -> None:

@@ -36,6 +36,7 @@ def train(session: Session, seconds: float | None = None) -> None:
     optimizer = MuonAdam(autoencoder.named_parameters(), stacked_parts, recipe.phase.average)
     progress = Progress(session, NAME, recipe.phase, seconds)
     resume(session, NAME, optimizer, progress)
+    session.forget(PIECES)
     textures = {style: session.textures(style) for style in STYLES}
     encoder, decoder = autoencoder.encoder, autoencoder.decoder
     if session.compiles:

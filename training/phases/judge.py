@@ -149,9 +149,9 @@ def mixed(
     All numbers come in each batch: batch norms would tell batches of one number apart, and then one picture says nothing.
     """
     pictures, answers = [], []
-    for objects, share in SHARES.items():
+    for objects, share in [*SHARES.items()] * 2:  # twice, so that no style is of one number alone
         style = STYLES[int(numbers.choice(len(STYLES), p=CHANCES))]
-        arrangement, picked, colours = examples(things, max(round(count * share), 1), objects, size, numbers)
+        arrangement, picked, colours = examples(things, max(round(count * share / 2), 1), objects, size, numbers)
         pictures.append(_roughened(compose(textures[style], arrangement, *size), numbers))
         answers.append((picked, colours, np.full_like(picked, objects - 1)))
     picked, colours, counts = (np.concatenate(parts) for parts in zip(*answers, strict=True))

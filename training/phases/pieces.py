@@ -122,7 +122,7 @@ def _measure(session: Session) -> None:
         "encoded_in_pieces": network.decode(network.encode(picture, None, crop)),
     }
     psnr = {name: _psnr((again.clamp(-1, 1) - picture).square().mean().item()) for name, again in found.items()}
-    moved = (network.encoder(picture) - before.encoder(picture)).chunk(2, dim=1)[0].std()
+    moved = (network.encoder(picture) - before.encoder(picture)).chunk(2, dim=1)[0].square().mean().sqrt()
     session.sheet(NAME, torch.stack([picture[:8], *(again[:8] for again in found.values())], dim=1).flatten(0, 1))
     session.log(NAME, psnr=psnr, moved=moved)
 
