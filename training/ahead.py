@@ -46,5 +46,5 @@ def _network(session: Session, linear: Product) -> TrainedTransformer:
         network.compile_blocks(SHORT, LONGEST)
     if linear is merged:
         network.requires_grad_(False)
-        list(add_lora(network, session.recipe.loras.rank))
+        add_lora(network, session.recipe.loras.rank)
     return network

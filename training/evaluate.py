@@ -192,11 +192,13 @@ def evaluate(session: Session, model: Path, *, share: float, reference: int, onl
     }
     if unknown := set(only) - {*prompts, *others}:
         raise SystemExit(f"Unknown measures {', '.join(sorted(unknown))}; there are {', '.join([*prompts, *others])}.")
+    wanted = [name for name in (*prompts, *others) if not only or name in only]
+    wanted = [name for name in wanted if reference or name != "diffusers"]
+    if not wanted:
+        raise SystemExit("Nothing is left to measure: diffusers draws --reference pictures, and that is 0.")
     scores: dict[str, Any] = {}
     with evaluation.engine:
-        for name in [*prompts, *others]:
-            if (only and name not in only) or (name == "diffusers" and not reference):
-                continue
+        for name in wanted:
             if name in prompts:
                 scores[name] = evaluation.measure(name, prompts[name]())
             else:

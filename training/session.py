@@ -131,20 +131,23 @@ class Session:
                 size = 0
             parts[-1][key] = small.cpu().contiguous().clone()
             size += small.nbytes
-        for old in self.run.glob(f"{name}-[0-9].safetensors"):
+        for old in self._files(name):
             old.unlink()
         for number, part in enumerate(parts, 1):
             save_file(part, self.run / f"{name}-{number}.safetensors")
 
+    def _files(self, name: str) -> list[Path]:
+        return sorted(self.run.glob(f"{name}-[0-9].safetensors"))
+
     def has(self, name: str) -> bool:
-        return bool(list(self.run.glob(f"{name}-[0-9].safetensors")))
+        return bool(self._files(name))
 
     def forget(self, *names: str) -> None:
         """Lets go of phases that were trained on what is now trained anew: their weights, and that they were finished."""
         if self.rank:
             return
         for name in names:
-            for path in self.run.glob(f"{name}-[0-9].safetensors"):
+            for path in self._files(name):
                 path.unlink()
         with self.progress() as table:
             for name in names:
@@ -153,13 +156,18 @@ class Session:
     @contextlib.contextmanager
     def progress(self) -> Iterator[dict[str, Any]]:
         """The table of ``progress.json``, to be changed; phases may be trained side by side, and end together."""
-        path, new = self.run / "progress.json", self.run / "progress.new"
+        new = self.run / "progress.new"
         with (self.run / "progress.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            table = json.loads(path.read_text()) if path.exists() else {}
+            table = self.read_progress()
             yield table
             new.write_text(json.dumps(table, indent=1) + "\n")
-            new.replace(path)
+            new.replace(self.run / "progress.json")
+
+    def read_progress(self) -> dict[str, Any]:
+        """The table, as it is."""
+        path = self.run / "progress.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
 
     def load(self, name: str) -> dict[str, Tensor]:
         """What ``save`` wrote, in float32.
@@ -167,7 +175,7 @@ class Session:
         Raises:
             FileNotFoundError: nothing was saved by that name; it says which phase does.
         """
-        files = sorted(self.run.glob(f"{name}-[0-9].safetensors"))
+        files = self._files(name)
         if not files:
             raise FileNotFoundError(f"There is no {name}-1.safetensors in {self.run}. Run its phase first.")
         found = {key: value for file in files for key, value in load_file(file).items()}
@@ -192,7 +200,7 @@ class Progress:
         self.phase = phase
         self.slice = seconds
         self._entered = time.monotonic()
-        entry = self._table().get(name, {})
+        entry = session.read_progress().get(name, {})
         self.steps: int = entry.get("steps", 0)
         self.seconds: float = entry.get("seconds", 0.0)
         # Of the recipe as it is now: a phase that was given more seconds since goes on.
@@ -232,10 +240,6 @@ class Progress:
         if self.session.rank == 0:
             with self.session.progress() as table:
                 table[self.name] = {"done": self.done, "steps": self.steps, "seconds": self.seconds}
-
-    def _table(self) -> dict[str, Any]:
-        path = self.session.run / "progress.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def resume(session: Session, name: str, optimizer: MuonAdam, progress: Progress) -> None:

@@ -29,6 +29,7 @@ def train_phases(wanted: Sequence[str], seconds: float | None, session: Session)
             left = None if seconds is None else session.agreed(seconds - (time.monotonic() - started))
             if left is not None and left < LEAST:
                 return
+            session.forget(*_trained_on(session, name))
             # Trying convolutions takes about a second for each shape: worth it where one shape comes thousands of times.
             torch.backends.cudnn.benchmark = name in (autoencoder.NAME, pieces.NAME, judge.NAME)
             train(session, left)
@@ -44,6 +45,13 @@ def _steps(session: Session) -> Iterator[tuple[str, str, Phase, Train]]:
     yield transformer.NAME, transformer.NAME, recipe.transformer.phase, transformer.train
     for style in recipe.loras.styles:
         yield "loras", loras.name_of(style), recipe.loras.phase, partial(loras.train, style)
+
+
+def _trained_on(session: Session, name: str) -> list[str]:
+    """Phases that are worth nothing once this one goes on."""
+    if name == transformer.NAME:
+        return [loras.name_of(style) for style in session.recipe.loras.styles]
+    return [pieces.NAME] if name == autoencoder.NAME else []
 
 
 LEAST = 10.0

@@ -36,7 +36,6 @@ def train(session: Session, seconds: float | None = None) -> None:
     optimizer = MuonAdam(autoencoder.named_parameters(), stacked_parts, recipe.phase.average)
     progress = Progress(session, NAME, recipe.phase, seconds)
     resume(session, NAME, optimizer, progress)
-    session.forget(PIECES)
     textures = {style: session.textures(style) for style in STYLES}
     encoder, decoder = autoencoder.encoder, autoencoder.decoder
     if session.compiles:
@@ -70,7 +69,7 @@ def train(session: Session, seconds: float | None = None) -> None:
         if progress.steps % 100 == 0:
             squared_, kl_ = torch.stack(shown).mean(0).tolist()
             shown.clear()
-            session.log(NAME, step=progress.steps, done=done, psnr=_psnr(squared_), kl=kl_)
+            session.log(NAME, step=progress.steps, done=done, psnr=psnr(squared_), kl=kl_)
     keep(session, NAME, optimizer, progress)
     if progress.finished:
         optimizer.use_averages()
@@ -102,14 +101,14 @@ def _measure(session: Session, autoencoder: Autoencoder, textures: dict[str, Tex
     random_ = torch.Generator().manual_seed(session.recipe.seed * 1000 + 999)
     size = session.recipe.sizes.standard[0]
     count = MEASURED if session.device.type == "cuda" else 8
-    latents, psnr = [], {}
+    latents, found_psnr = [], {}
     for style in STYLES:
         arrangement = random_scenes(session.things, count, random_)
         picture = compose(textures[style], arrangement, *size)
         found = torch.cat([autoencoder.encode(part) for part in picture.split(16)])
         again = torch.cat([autoencoder.decode(part) for part in found.split(16)]).clamp(-1, 1)
         errors = (again - picture).square().mean((1, 2, 3))
-        psnr[style] = (10 * torch.log10(4 / errors)).mean().item()
+        found_psnr[style] = (10 * torch.log10(4 / errors)).mean().item()
         if style == BASE_STYLE:
             latents.append(found)
         session.sheet(f"autoencoder-{style}", torch.stack([picture[:8], again[:8]], dim=1).flatten(0, 1))
@@ -118,7 +117,12 @@ def _measure(session: Session, autoencoder: Autoencoder, textures: dict[str, Tex
     session.save("latents", {"shift": shift, "scaling": 1 / deviation})
     channels = everything.std(dim=(0, 2, 3))
     session.log(
-        NAME, psnr=psnr, shift=shift, deviation=deviation, least_channel=channels.min(), largest_channel=channels.max()
+        NAME,
+        psnr=found_psnr,
+        shift=shift,
+        deviation=deviation,
+        least_channel=channels.min(),
+        largest_channel=channels.max(),
     )
 
 
@@ -127,7 +131,8 @@ def unlikeness(error: Tensor) -> Tensor:
     return error.abs().mean() + 8 * error.square().mean() + 0.5 * _edges(error)
 
 
-def _psnr(squared: float) -> float:
+def psnr(squared: float) -> float:
+    """In dB, of a mean squared error of pictures in [-1, 1]."""
     return 10 * math.log10(4 / max(squared, 1e-9))
 
 

@@ -8,24 +8,21 @@ windows, and windows are encoded to what they are in the whole. Latents stay wha
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor
 
+from training.batches import PIXELS
 from training.compose import compose
 from training.layouts import random_scenes
 from training.networks import autoencoder_config, build_autoencoder
 from training.optimizer import MuonAdam, stacked_parts
 from training.pack import BASE_STYLE, STYLES
 from training.phases import autoencoder
-from training.phases.autoencoder import CHANCES, MEASURED, unlikeness, varied
+from training.phases.autoencoder import CHANCES, MEASURED, psnr, unlikeness, varied
 from training.session import Progress, Session, keep, resume
 
 NAME = autoencoder.PIECES
-
-SCALE = 8
-"""Pixels of a side of a latent pixel."""
 
 WINDOWS = (0.75, 1.0, 1.5)
 """Sides of windows, in the autoencoder's crops."""
@@ -77,7 +74,7 @@ def train(session: Session, seconds: float | None = None) -> None:
         if progress.steps % 100 == 0:
             squared, encoded_ = torch.stack(shown).mean(0).tolist()
             shown.clear()
-            session.log(NAME, step=progress.steps, done=done, psnr=_psnr(squared), encoded=encoded_)
+            session.log(NAME, step=progress.steps, done=done, psnr=psnr(squared), encoded=encoded_)
     keep(session, NAME, optimizer, progress)
     if progress.finished:
         _measure(session)
@@ -93,13 +90,13 @@ def window(picture: Tensor, crop: int, random_: torch.Generator) -> tuple[slice,
 
 
 def _span(length: int, side: int, random_: torch.Generator) -> slice:
-    side = min(side // SCALE, length // SCALE)
-    start = int(torch.randint(length // SCALE - side + 1, (), generator=random_))
-    return slice(start * SCALE, (start + side) * SCALE)
+    side = min(side // PIXELS, length // PIXELS)
+    start = int(torch.randint(length // PIXELS - side + 1, (), generator=random_))
+    return slice(start * PIXELS, (start + side) * PIXELS)
 
 
 def _latent(pixels: slice) -> slice:
-    return slice(pixels.start // SCALE, pixels.stop // SCALE)
+    return slice(pixels.start // PIXELS, pixels.stop // PIXELS)
 
 
 @torch.no_grad()
@@ -121,11 +118,7 @@ def _measure(session: Session) -> None:
         "decoded_in_pieces": network.decode(latents, crop),
         "encoded_in_pieces": network.decode(network.encode(picture, None, crop)),
     }
-    psnr = {name: _psnr((again.clamp(-1, 1) - picture).square().mean().item()) for name, again in found.items()}
+    fidelity = {name: psnr((again.clamp(-1, 1) - picture).square().mean().item()) for name, again in found.items()}
     moved = (network.encoder(picture) - before.encoder(picture)).chunk(2, dim=1)[0].square().mean().sqrt()
     session.sheet(NAME, torch.stack([picture[:8], *(again[:8] for again in found.values())], dim=1).flatten(0, 1))
-    session.log(NAME, psnr=psnr, moved=moved)
-
-
-def _psnr(squared: float) -> float:
-    return 10 * math.log10(4 / max(squared, 1e-9))
+    session.log(NAME, psnr=fidelity, moved=moved)

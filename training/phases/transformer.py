@@ -174,7 +174,6 @@ def train(session: Session, seconds: float | None = None) -> None:
     progress = Progress(session, NAME, recipe.phase, seconds)
     resume(session, NAME, drawing, progress)
     resume(session, f"{NAME}_text", reading, progress)
-    session.forget(*(f"lora-{style}" for style in session.recipe.loras.styles))  # they are of what it was
     seed = f"{session.recipe.seed} {NAME} {session.rank} {progress.steps}"
     supply = Supply(session, coder, BASE_STYLE, seed, reuse=recipe.reuse, capacity=recipe.pool, edits=recipe.edits)
     levels = NoiseLevels(session.recipe, session.device, recipe.own_sigmas)
