@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stored import claimed, files
 
 from hwaga.errors import StoreError, StoreFullError
 from hwaga.image_file import write
-from hwaga.server.jobs import Job
 from hwaga.server.store import SqliteStore
 
 
@@ -23,24 +23,14 @@ def store(tmp_path: Path) -> Iterator[SqliteStore]:
         yield opened
 
 
-def claim(store: SqliteStore) -> Job:
-    job = store.claim("worker")
-    assert job is not None
-    return job
-
-
-def files(folder: Path) -> set[str]:
-    return {path.name for role in ("results", "sources") for path in (folder / "server" / role).glob("*/*")}
-
-
 def test_files_that_were_never_recorded_go_at_the_next_start(store: SqliteStore, tmp_path: Path) -> None:
     job = store.submit("image2image", {}, source=b"source")
-    kept = files(tmp_path) | {store.finish(claim(store).id, 1, [b"png"]).images[0] + ".png"}
+    kept = files(tmp_path / "server") | {store.finish(claimed(store).id, 1, [b"png"]).images[0] + ".png"}
     store.close()
     for name in ("results/00/00ff.png", "results/ab/.hwaga-1-ab.tmp", "sources/ff/ff00"):
         (tmp_path / "server" / name).write_bytes(b"orphan")
     with closing(SqliteStore(tmp_path / "server")) as again:
-        assert files(tmp_path) == kept
+        assert files(tmp_path / "server") == kept
         assert again.source(job.id) == b"source"
 
 
@@ -55,7 +45,7 @@ def test_a_full_disk_under_the_pictures(
     error: type[StoreError],
 ) -> None:
     job = store.submit("text2image", {})
-    claim(store)
+    claimed(store)
 
     def fail(*arguments: Any) -> None:
         raise OSError(code, os.strerror(code))
@@ -70,7 +60,7 @@ def test_a_full_disk_under_the_pictures(
         with pytest.raises(error):
             store.submit("image2image", {}, source=b"source")
     assert type(caught.value) is error
-    assert files(tmp_path) == set()
+    assert files(tmp_path / "server") == set()
     assert store.get(job.id).status == "running"
     assert store.counts()["queued"] == 0
     assert store.finish(job.id, 1, [b"png"]).status == "succeeded"
@@ -80,18 +70,18 @@ def test_a_disk_that_fills_up_between_two_pictures(
     store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = store.submit("text2image", {})
-    claim(store)
+    claimed(store)
     writes = iter([write])
     monkeypatch.setattr("hwaga.server.pictures.write", lambda path, data: next(writes)(path, data))
     with pytest.raises(StopIteration):
         store.finish(job.id, 1, [b"one", b"two"])
-    assert files(tmp_path) == set()
+    assert files(tmp_path / "server") == set()
     assert store.get(job.id).status == "running"
 
 
 def test_the_disk_has_the_picture_before_the_row(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     job = store.submit("text2image", {})
-    claim(store)
+    claimed(store)
     calls: list[str] = []
     fsync, replace = os.fsync, Path.replace
 

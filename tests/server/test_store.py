@@ -21,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
+from stored import claimed, files
 
 from hwaga.errors import (
     IdempotencyConflictError,
@@ -30,7 +31,7 @@ from hwaga.errors import (
     StoreFullError,
     UnknownJobError,
 )
-from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, Job, JobStore
+from hwaga.server.jobs import LEASE, MAX_RETRIES, TERMINAL, Job
 from hwaga.server.store import MIN_AGE, SqliteStore
 
 BODY: dict[str, Any] = {"request": {"prompt": "사과 🍎", "steps": 2}}
@@ -60,16 +61,6 @@ def wall() -> Clock:
 def store(tmp_path: Path, clock: Clock, wall: Clock) -> Iterator[SqliteStore]:
     with closing(SqliteStore(tmp_path / "server", queue_limit=5, clock=clock, boot="boot", wall=wall)) as opened:
         yield opened
-
-
-def claimed(store: JobStore) -> Job:
-    job = store.claim("worker")
-    assert job is not None
-    return job
-
-
-def files(folder: Path) -> set[str]:
-    return {path.name for role in ("results", "sources") for path in (folder / role).glob("*/*")}
 
 
 def test_a_job_from_end_to_end(store: SqliteStore, wall: Clock) -> None:

@@ -30,7 +30,7 @@ def train_phases(wanted: Sequence[str], seconds: float | None, session: Session)
             if left is not None and left < LEAST:
                 return
             session.forget(*_trained_on(session, name))
-            # Trying convolutions takes about a second for each shape: worth it where one shape comes thousands of times.
+            # Trying convolutions is slow for each new shape: worth it where one shape comes thousands of times.
             torch.backends.cudnn.benchmark = name in (autoencoder.NAME, pieces.NAME, judge.NAME)
             train(session, left)
 
