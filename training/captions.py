@@ -1,14 +1,14 @@
 """Captions of scenes, in English and Korean.
 
 A caption is put together of parts: words for the objects, with colour, size, number and place; then the background, in any of
-many phrasings; then, for some, words that change nothing (moods, purposes, the style packs' sentences), so that the
-model learns to listen past them. Phrasings for tests alone stand in ``wording.py`` as ``UNSEEN``.
+many phrasings; then, for some, words that change nothing (moods, purposes, the style packs' sentences, words that are strange
+to it), so that the model learns to listen past them. Phrasings for tests alone stand in ``wording.py`` as ``UNSEEN``.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from training import english, korean
 from training.colours import COLOURS, names_colour
 from training.pack import Names, Thing
 from training.scenes import Scene
+from training.strange import LOOSE, filled, with_strange_words
 from training.wording import (
     ASKING,
     BACKGROUNDS,
@@ -49,9 +50,11 @@ class Habits:
     many_fillers: float = 0.04
     addition: float = 0.08
     slips: float = 0.02
+    strange: float = 0.2
+    loose_background: float = 0.06
 
 
-PLAIN = Habits(0, 0, 0, 0, 0, 0, 0)
+PLAIN = Habits(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class Captioner:
@@ -76,6 +79,8 @@ class Captioner:
         language = language or ("ko" if rng.random() < KOREAN else "en")
         words = self._objects(rng, scene, language)
         text = self._with_background(rng, words, scene, language, unseen)
+        if rng.random() < self.habits.strange:
+            text = with_strange_words(rng, text, language, self._names(scene, language))
         return self._dressed(rng, text, language)
 
     def word(self, rng: random.Random, names: Names, *, coloured: bool = False) -> str:
@@ -92,6 +97,14 @@ class Captioner:
             if words:
                 return rng.choice(words)
         return words[0] if words else names.name
+
+    def _names(self, scene: Scene, language: str) -> Iterator[str]:
+        """What the scene's objects and colours may be called."""
+        for thing in {*scene.things}:
+            names = self.things[thing].names(language)
+            yield from (names.name, *names.words, *(word for word, _ in names.keywords))
+        if language == "en":
+            yield from (name for colour in COLOURS for name in colour.english)
 
     def _objects(self, rng: random.Random, scene: Scene, language: str) -> str:
         things = [self.things[thing] for thing in scene.things]
@@ -177,6 +190,8 @@ class Captioner:
                 x=words, a=first, a_and=korean.particle(first, "과", "와"), b=second, to_b=korean.towards(second)
             )
         form = rng.choice(UNSEEN[language]) if unseen else _usual(rng, BACKGROUNDS[language])
+        if not unseen and rng.random() < self.habits.loose_background:
+            form = filled(rng, rng.choice(LOOSE[language]), language)
         if language == "en":
             colour = _usual(rng, top.english)
             return form.format(x=words, c=colour, a_c=english.with_article(colour))

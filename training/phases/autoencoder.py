@@ -77,8 +77,8 @@ def train(session: Session, seconds: float | None = None) -> None:
 
 
 def weights(session: Session) -> dict[str, Tensor]:
-    """The trained weights: those that were made fit for pieces, if they are there."""
-    return session.load(PIECES if session.has(PIECES) else NAME)
+    """The trained weights, with the decoder that was made fit for pieces, if it is there."""
+    return session.load(NAME) | (session.load(PIECES) if session.has(PIECES) else {})
 
 
 def load(session: Session) -> Autoencoder:
