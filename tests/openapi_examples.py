@@ -91,7 +91,7 @@ class There:
                 "style": ("anime", "auto", "realistic")[chosen % 3],
                 "industry": ("cafe", "auto")[chosen % 2],
                 "use": "feed",
-                "size": ("256x256", "auto", "320x192")[chosen % 3],
+                "size": ("256x256", "auto", "336x192")[chosen % 3],
                 "steps": 1 + chosen % 8,
                 "number": 1 + chosen % 3,
                 "n": 1 + chosen % 3,

@@ -191,7 +191,7 @@ def test_four_pictures_in_one_batch(mini: Engine) -> None:
         ImageRequest(
             "a green tree with a bell, two hearts and a slice of pizza beside it " * 3, seed=5, aspect="4:3", steps=4
         ),
-        ImageRequest("a dog", seed=6, image=picture(320, 192), strength=0.7, steps=3),
+        ImageRequest("a dog", seed=6, image=picture(336, 192), strength=0.7, steps=3),
     ]
     together = mini.generate_many(requests)
     for request, packed in zip(requests, together, strict=True):
@@ -306,10 +306,10 @@ def test_stream_of_many(tiny: Engine, watch: Watch) -> None:
 def test_previews(mini: Engine) -> None:
     events = mini.stream(ImageRequest("a red apple on a yellow background", seed=7, steps=4, aspect="16:9"))
     *previews, result = [event.preview if isinstance(event, Step) else event for event in events]
-    small = cast(Result, result).image.resize((40, 24), Image.Resampling.BOX)
+    small = cast(Result, result).image.resize((42, 24), Image.Resampling.BOX)
     distances = []
     for preview in cast("list[Image.Image]", previews):
-        assert (preview.mode, preview.size) == ("RGB", (40, 24))
+        assert (preview.mode, preview.size) == ("RGB", (42, 24))
         distances.append(np.abs(pixels(preview) - pixels(small)).mean())
     assert distances[-1] < 20, "the last preview is not what came out"
     assert distances[-1] < distances[0]
@@ -375,7 +375,7 @@ def test_steps_scale_means_nothing_without_a_picture(tiny: Engine) -> None:
 
 
 def test_strength_one_is_text_to_image(tiny: Engine, mini: Engine) -> None:
-    for engine, size in ((tiny, (128, 64)), (mini, (320, 192))):
+    for engine, size in ((tiny, (128, 64)), (mini, (336, 192))):
         source = ImageRequest("a red apple", image=picture(*size), strength=1.0, seed=8, steps=2)
         from_image = engine.generate(source)
         from_text = engine.generate(ImageRequest("a red apple", seed=8, steps=2, width=size[0], height=size[1]))
@@ -648,7 +648,7 @@ def test_what_was_composed_is_in_the_request(mini: Engine) -> None:
     resolved = mini.resolve(asked)
     assert resolved.composed is not None
     assert (resolved.composed.style, resolved.composed.industry) == ("anime", "bakery")
-    assert (resolved.width, resolved.height) == (192, 320), "the use chose the shape"
+    assert (resolved.width, resolved.height) == (192, 336), "the use chose the shape"
     assert mini.resolve(asked.replace(aspect="4:3")).width == 288, "unless one was given"
     assert any("웹툰" in note for note in resolved.composed.notes)
     assert resolved.prompt == asked.prompt

@@ -22,9 +22,13 @@ from hwaga.cards import ASSETS
 from hwaga.cli.generate import parse_size
 from hwaga.errors import SizeError
 from hwaga.image_file import read_settings
+from hwaga.model_lookup import find_card
+from hwaga.tokens import token_counter
 
 HWAGA = [sys.executable, "-c", "from hwaga.cli import main; main()"]
 APPLE = "a red apple on a yellow background"
+LONG = "word " * 600
+TOKENS = token_counter(find_card("mini", Path("nowhere")))(LONG)
 
 
 def mean_colour(path: Path, box: tuple[int, int, int, int]) -> list[float]:
@@ -72,12 +76,18 @@ def test_json_says_everything(hwaga: Command) -> None:
     outcome = hwaga("text2image", "a fox", "--aspect", "16:9", "--steps", 2, "-o", "fox.webp", "--json")
     image = json.loads(outcome.out)["images"][0]
     assert image["path"] == "fox.webp"
-    assert (image["request"]["width"], image["request"]["height"], image["request"]["steps"]) == (320, 192, 2)
+    assert (image["request"]["width"], image["request"]["height"], image["request"]["steps"]) == (336, 192, 2)
     assert image["seed"] == image["request"]["seed"]
     assert (image["model"], image["device"], image["dtype"]) == ("mini", "cpu", "float32")
     assert image["seconds"]["total"] > 0
     with Image.open("fox.webp") as picture:
-        assert (picture.format, picture.size) == ("WEBP", (320, 192))
+        assert (picture.format, picture.size) == ("WEBP", (336, 192))
+
+
+def test_a_shape_in_its_large_size(hwaga: Command) -> None:
+    assert hwaga("text2image", "a fox", "--aspect", "9:16 large", "--steps", 1, "-o", "fox.png").code == 0
+    with Image.open("fox.png") as picture:
+        assert picture.size == (288, 512)
 
 
 def test_guidance_is_for_models_that_have_it(hwaga: Command, tmp_path: Path) -> None:
@@ -125,8 +135,8 @@ def test_image2image_fits_a_picture_of_any_shape(hwaga: Command) -> None:
     [
         (["text2image", ""], "empty"),
         (["text2image", "  \n"], "empty"),
-        (["text2image", "word " * 600], "1209 tokens and the limit is 512"),
-        (["text2image", "word " * 600, "--max-tokens", "2000"], "takes 960 at most"),
+        (["text2image", LONG], f"{TOKENS} tokens and the limit is 512"),
+        (["text2image", LONG, "--max-tokens", "2000"], "takes 960 at most"),
         (["text2image", "a fox", "--size", "250x250"], "256x256"),
         (["text2image", "a fox", "--size", "0x256"], "positive"),
         (["text2image", "a fox", "--size", "-16x256"], "positive"),

@@ -74,7 +74,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     name = request.param
     folder = MINI if name == "mini" else random_checkpoint(tmp_path_factory.mktemp(name), name)
-    sizes = SIZES.get(name, [(256, 256), (320, 192)])
+    sizes = SIZES.get(name, [(256, 256), (336, 192)])
     with Engine.open(folder, device="cpu", dtype="float32") as engine:
         yield Pair(name, folder, engine, reference_pipeline(folder), sizes)
 

@@ -146,7 +146,7 @@ def picture(format: str, size: tuple[int, int], shade: int) -> bytes:
 
 
 def finished(request: dict[str, Any], place: int, size: int) -> bytes:
-    image = Image.new("RGB", (320, 192), (place, 0, 0))
+    image = Image.new("RGB", (336, 192), (place, 0, 0))
     if size:  # noise does not get smaller
         image = Image.frombytes("L", (size // 192, 192), os.urandom(size // 192 * 192)).convert("RGB")
     if request.get("seed") is not None:

@@ -65,11 +65,11 @@ def refused(answer: Any, status: int, *texts: str, param: str | None = None) -> 
 
 
 def test_a_job_from_words_to_a_picture(server: Running) -> None:
-    answer = server.client.post("/v1/jobs", json={"prompt": "a cat", "seed": 7, "size": "320x192", "previews": True})
+    answer = server.client.post("/v1/jobs", json={"prompt": "a cat", "seed": 7, "size": "336x192", "previews": True})
     assert answer.status_code == 202
     job = answer.json()
     assert answer.headers["location"] == f"/v1/jobs/{job['id']}"
-    assert job["request"] == {"prompt": "a cat", "seed": 7, "width": 320, "height": 192}
+    assert job["request"] == {"prompt": "a cat", "seed": 7, "width": 336, "height": 192}
     told = events(server.client.get(f"/v1/jobs/{job['id']}/events").text)
     kinds = [event["event"] for event in told if event["event"] != "queued"]
     assert kinds == ["started", "step", "step", "succeeded"]
@@ -80,7 +80,7 @@ def test_a_job_from_words_to_a_picture(server: Running) -> None:
     assert (done["status"], done["images"]) == ("succeeded", told[-1]["data"]["images"])
     picture = server.client.get(done["images"][0]["url"])
     assert picture.headers["content-type"] == "image/png"
-    assert Image.open(io.BytesIO(picture.content)).size == (320, 192)
+    assert Image.open(io.BytesIO(picture.content)).size == (336, 192)
 
 
 def test_a_picture_in_every_form(server: Running, tmp_path: Path) -> None:

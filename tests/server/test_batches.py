@@ -7,6 +7,7 @@ import queue
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from dispatching import REAL, all_events, dispatching, ended, held, run, until
 from PIL import Image
 
 from hwaga.engine import Engine
-from hwaga.errors import DeviceMemoryError, LoraError, SizeError, StoreError
+from hwaga.errors import DeviceMemoryError, DoesNotFitError, LoraError, SizeError, StoreError
 from hwaga.memory.plan import Budget
 from hwaga.placement import Work
 from hwaga.request import ImageRequest, Step
@@ -313,11 +314,15 @@ def test_memory_decides_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatc
     with Engine.open("mini", device="cpu") as engine:
         placement = engine._opened()
         pictures = [engine._resolver.resolve(request).picture for request in requests]
+        asked = Work(pictures, 8)
+        with pytest.raises(DoesNotFitError) as refused:
+            placement._made(replace(asked, pictures=pictures[:1]), Budget("cuda", 0, 2**30))
+        roomy = placement._made(asked, Budget("cuda", 2**40, 2**30)).device_bytes
         found = []
-        for quarters in range(4 * 150, 4 * 240):
-            budget = Budget("cuda", quarters * 2**18, 2**30)
+        for device_bytes in (*range(refused.value.needed - 1, roomy, 2**18), roomy):
+            budget = Budget("cuda", device_bytes, 2**30)
             monkeypatch.setattr(placement, "budget", lambda budget=budget: budget)
-            moved = [placement._moved(Work(pictures[:count], 8)) for count in (1, 2, 3, 4)]
+            moved = [placement._moved(replace(asked, pictures=pictures[:count])) for count in (1, 2, 3, 4)]
             found.append((engine.at_once(requests), moved))
         with pytest.raises(SizeError):
             engine.at_once([*requests, ImageRequest("a fox", width=17, height=17)])

@@ -81,7 +81,7 @@ def test_a_job_is_of_its_model(server: Running) -> None:
     assert [job["status"] for job in done] == ["succeeded"] * 3
     again = server.client.post(f"{done[2]['images'][0]['url']}/again", json={}).json()
     assert again["model"] == "second"
-    pictures = server.openai().images.generate(model="second", prompt="a cat", size="320x192")
+    pictures = server.openai().images.generate(model="second", prompt="a cat", size="336x192")
     assert pictures.data
     newest = server.client.get("/v1/jobs?limit=1").json()["data"][0]
     assert (newest["model"], newest["status"]) == ("second", "succeeded")

@@ -49,10 +49,10 @@ def tokens(prompt: str) -> int:
 
 def test_generate(server: Running) -> None:
     made = server.openai().images.generate(
-        model="mini", prompt="a red apple", n=2, size="320x192", quality="hd", user="somebody"
+        model="mini", prompt="a red apple", n=2, size="336x192", quality="hd", user="somebody"
     )
     assert [picture(image.b64_json).getpixel((0, 0)) for image in made.data or []] == [(0, 0, 0), (1, 0, 0)]
-    assert (made.size, made.output_format, made.background) == ("320x192", "png", "opaque")
+    assert (made.size, made.output_format, made.background) == ("336x192", "png", "opaque")
     assert made.usage is not None
     assert made.usage.input_tokens == made.usage.total_tokens == tokens("a red apple")
     assert made.usage.input_tokens_details.text_tokens == made.usage.input_tokens
@@ -121,8 +121,8 @@ def test_a_stream_with_partial_images(server: Running) -> None:
     last = told[-1]
     assert last.type == "image_generation.completed"
     assert last.usage.input_tokens == tokens(plan(steps=8))
-    assert (last.size, last.output_format, last.quality, last.background) == ("320x192", "png", "auto", "opaque")
-    assert picture(last.b64_json).size == (320, 192)
+    assert (last.size, last.output_format, last.quality, last.background) == ("336x192", "png", "auto", "opaque")
+    assert picture(last.b64_json).size == (336, 192)
 
 
 def test_partial_images_of_few_steps_and_of_a_second_attempt(server: Running, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_client_may_come_back_with_its_key(server: Running, tmp_path: Path) ->
     (tmp_path / "go").touch()
     before = server.store.counts()
     made = server.openai().images.generate(prompt=prompt, extra_headers={"Idempotency-Key": "mine"})
-    assert picture(made.data[0].b64_json).size == (320, 192)  # type: ignore[index]
+    assert picture(made.data[0].b64_json).size == (336, 192)  # type: ignore[index]
     assert sum(server.store.counts().values()) == sum(before.values())
 
 

@@ -97,7 +97,7 @@ def test_the_server_at_a_glance(server: Running) -> None:
     status = server.client.get("/v1/status").json()
     assert (status["ready"], status["problem"], status["workers"]) == (True, None, 1)
     assert status["model"]["name"] == "mini"
-    assert status["model"]["aspects"]["16:9"] == [320, 192]
+    assert status["model"]["aspects"]["16:9"] == [336, 192]
     assert [use["name"] for use in status["uses"]] == ["feed", "story", "banner", "poster"]
     assert {use["aspect"] for use in status["uses"]} <= status["model"]["aspects"].keys()
     assert {"front", "worker 0"} == {process["process"] for process in status["memory"]}

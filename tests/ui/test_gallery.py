@@ -158,7 +158,7 @@ def test_a_server_that_comes_back_with_another_model(full_server: Server, visit:
     expect(page.get_by_role("radio", name="Batik")).to_have_count(1)
     expect(page.get_by_role("radio", name="Anime")).to_have_count(0)
     expect(page.get_by_role("radio", name="As written")).to_be_checked()
-    expect(page.locator(".use-choice:has(:checked) .pixels")).to_have_text("1280×768")
+    expect(page.locator(".use-choice:has(:checked) .pixels")).to_have_text("1344×768")
     expect(page.locator("#steps")).to_have_attribute("placeholder", "31")
     expect(page.locator("#prompt")).to_have_value("kept")
     expect(page.get_by_label("Style", exact=True).locator("option[value=batik]")).to_have_count(1)
