@@ -22,7 +22,7 @@ from torch import Tensor
 from hwaga.kernels import cpu
 from hwaga.kernels.reference import swiglu
 
-TOKENS, DIM, HIDDEN, HEADS = 288, 320, 853, 5
+TOKENS, DIM, HIDDEN, HEADS = 288, 336, 896, 7
 PRODUCTS = {"qkv": (DIM, 3 * DIM), "out": (DIM, DIM), "gate and up": (DIM, 2 * HIDDEN), "down": (HIDDEN, DIM)}
 DTYPES = (torch.float32, torch.bfloat16)
 
