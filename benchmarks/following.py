@@ -1,8 +1,8 @@
 """Does a picture show what its prompt asks for? A small classifier of objects looks, and the corners tell the background.
 
 The judge knows the emoji that the bundled model was trained on, and learnt them from composites of the same pictures. How many
-of such composites it names stands beside each score in ``results/mini_scores.json``. Its weights, in ``judge/``, are written by
-``python -m training judge``: eight bits and a scale for each output channel, norms folded into the
+of such composites it names, before its weights are rounded, stands beside each score in ``results/mini_scores.json``. Those in
+``judge/`` are written by ``python -m training judge``: eight bits and a scale for each output channel, norms folded into the
 convolutions. ``judge/objects.json`` lists everyday objects: their class and their names in English and Korean.
 """
 

@@ -102,9 +102,11 @@ class Captioner:
         """What the scene's objects and colours may be called."""
         for thing in {*scene.things}:
             names = self.things[thing].names(language)
-            yield from (names.name, *names.words, *(word for word, _ in names.keywords))
-        if language == "en":
-            yield from (name for colour in COLOURS for name in colour.english)
+            for name in (names.name, *names.words, *(word for word, _ in names.keywords)):
+                yield name
+                yield english.plural(name) if language == "en" else name
+        for colour in COLOURS:
+            yield from colour.english if language == "en" else (form for pair in colour.korean for form in pair)
 
     def _objects(self, rng: random.Random, scene: Scene, language: str) -> str:
         things = [self.things[thing] for thing in scene.things]

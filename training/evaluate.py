@@ -145,13 +145,16 @@ class Evaluation:
         return objects[0].cpu(), colours[0].cpu(), counts[0].cpu()
 
     def _sheet(self, name: str, asked: Sequence[Asked], pictures: Sequence[Tensor], places: Sequence[int]) -> None:
-        """Pictures side by side, and their prompts in a file beside."""
+        """Pictures side by side, and their prompts in a file beside; what lay there before goes."""
+        prompts = self.session.run / "sheets" / f"evaluate-{name}.txt"
         if not places:
+            prompts.unlink(missing_ok=True)
+            prompts.with_suffix(".png").unlink(missing_ok=True)
             return
         small = [F.interpolate(pictures[place][None], (128, 128), mode="area")[0] for place in places]
         self.session.sheet(f"evaluate-{name}", torch.stack(small))
         text = "\n".join(asked[place].prompt for place in places)
-        (self.session.run / "sheets" / f"evaluate-{name}.txt").write_text(text + "\n", encoding="utf-8")
+        prompts.write_text(text + "\n", encoding="utf-8")
 
 
 def evaluate(session: Session, model: Path, *, share: float, reference: int, only: Sequence[str] = ()) -> Path:

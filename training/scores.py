@@ -82,19 +82,27 @@ def _cell(found: dict[str, Any], column: str) -> str:
     return f"{found[column]:.3f} ({found['judge_on_real'].get(column, 0):.3f})"
 
 
+def between(page: Path, begin: str, end: str, text: str) -> str:
+    """A page with another text between two marks.
+
+    Raises:
+        ValueError: the page has lost its marks.
+    """
+    before, first, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"{page} has no place for what belongs between its marks: {begin} … {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
+
+
 def write(page: Path = PAGE, results: Path = RESULTS) -> None:
     """Puts the table between its marks.
 
     Raises:
         ValueError: the page has lost its marks.
     """
-    text = page.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{page} has no place for the scores: {BEGIN} … {END}")
     made = table(json.loads(results.read_text(encoding="utf-8")))
-    page.write_text(f"{before}{begin}\n{made}\n{end}{after}", encoding="utf-8")
+    page.write_text(between(page, BEGIN, END, made), encoding="utf-8")
 
 
 if __name__ == "__main__":

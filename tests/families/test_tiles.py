@@ -144,9 +144,7 @@ def test_decoding_leaves_no_seams(autoencoder: Autoencoder, width: int, height: 
     assert pieces.dtype == torch.float32
     difference = pieces - whole
     check_near(difference, whole, autoencoder)
-    sides = [(2, height * scale), (3, width * scale)]
-    check_lines(difference, tile * scale, sides)
-    check_borders(difference, tile * scale, sides, reach=scale // 2)
+    check_seams(difference, tile * scale, [(2, height * scale), (3, width * scale)], reach=scale // 2, most=1.5)
 
 
 @pytest.mark.parametrize(("width", "height", "tile"), SHAPES)
@@ -158,10 +156,7 @@ def test_encoding_leaves_no_seams(autoencoder: Autoencoder, width: int, height: 
     assert pieces.shape == whole.shape == (1, autoencoder.config.latent_channels, height, width)
     difference = pieces - whole
     check_near(difference, whole, autoencoder)
-    check_borders(difference, tile, [(2, height), (3, width)], reach=1)
-    # Lines count where they are looked at: in the picture that is made of such latents.
-    seen = autoencoder.decode(pieces) - autoencoder.decode(whole)
-    check_lines(seen, tile * scale, [(2, height * scale), (3, width * scale)])
+    check_seams(difference, tile, [(2, height), (3, width)], reach=1, most=most_of_encoding(autoencoder))
 
 
 def check_near(difference: Tensor, whole: Tensor, autoencoder: Autoencoder) -> None:
@@ -170,36 +165,39 @@ def check_near(difference: Tensor, whole: Tensor, autoencoder: Autoencoder) -> N
     assert 0 < difference.abs().mean() < (0.15 if trained else 0.8) * whole.std()
 
 
-UNSEEN = 1.5 * 2 / 255
-"""A mean change from pixel to pixel, of 1.5 in 255 levels, that no eye finds."""
+def most_of_encoding(autoencoder: Autoencoder) -> float:
+    """The bundled model's encoder was trained on whole pictures alone. What it makes of pieces changes up to twice as much
+    across their borders as elsewhere, by a tenth of the latents' deviation; without a slope between them, 2.7 to 4.8 times."""
+    return 2.2 if autoencoder.config.mid_attention else 1.5
 
 
-def check_lines(difference: Tensor, tile: int, sides: list[tuple[int, int]]) -> None:
-    """That the difference of two pictures in [-1, 1] changes where pieces begin or end as it does elsewhere."""
+def check_seams(difference: Tensor, tile: int, sides: list[tuple[int, int]], reach: int, most: float) -> None:
     for dim, length in sides:
         lines = border_lines(length, tile)
         if lines:
             across, within = jumps(difference, dim, lines)
-            assert across <= max(1.5 * within, UNSEEN), "a line shows"
-
-
-def check_borders(difference: Tensor, tile: int, sides: list[tuple[int, int]], reach: int) -> None:
-    """That the difference is not larger near where pieces begin or end."""
-    for dim, length in sides:
-        lines = border_lines(length, tile)
-        if lines:
+            assert across <= most * within, "a line shows"
             close, elsewhere = near(difference, dim, lines, reach)
             assert close <= 1.25 * elsewhere, "a border shows"
 
 
-def test_seams_would_be_seen(autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("encoding", [False, True])
+def test_seams_would_be_seen(autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch, encoding: bool) -> None:
     """That the measure can tell: pieces laid over each other without a slope."""
-    scale = autoencoder.config.scale
-    latents = autoencoder.encode(scene(24 * scale, 24 * scale))
+    scale, trained = autoencoder.config.scale, autoencoder.config.mid_attention
+    if encoding and not trained:
+        pytest.skip("random encoders change so much from pixel to pixel that a line is nothing")
+    pixels = scene(24 * scale, 24 * scale)
+    latents = autoencoder.encode(pixels)
     monkeypatch.setattr(tiles, "_slope", lambda length, *_: torch.ones(length))
-    difference = autoencoder.decode(latents, 16 * scale) - autoencoder.decode(latents)
-    across, within = jumps(difference, 3, border_lines(24 * scale, 16 * scale))
-    assert across > (max(1.5 * within, UNSEEN) if autoencoder.config.mid_attention else 1.05 * within)
+    if encoding:
+        difference, length, tile = autoencoder.encode(pixels, None, 16 * scale) - latents, 24, 16
+    else:
+        pieces = autoencoder.decode(latents, 16 * scale)
+        difference, length, tile = pieces - autoencoder.decode(latents), 24 * scale, 16 * scale
+    across, within = jumps(difference, 3, border_lines(length, tile))
+    most = most_of_encoding(autoencoder) if encoding else 1.5 if trained else 1.05
+    assert across > most * within
 
 
 @pytest.mark.parametrize("beyond", [0, 1, 50])

@@ -59,6 +59,17 @@ def test_every_phase_is_finished_and_logged(data: Path) -> None:
     assert not list((data / "run" / "states").glob("*"))
 
 
+def test_pieces_leave_the_encoder_as_it_was(data: Path) -> None:
+    """The transformer learns its latents, perhaps at the same time."""
+    session = Session(Recipe.load("tiny"), data / "pack", data / "run", torch.device("cpu"))
+    before, pieces, both = session.load("autoencoder"), session.load("pieces"), autoencoder.weights(session)
+    assert {name.split(".")[0] for name in pieces} == {"decoder"}
+    assert both.keys() == before.keys()
+    encoder = [name for name in both if name.startswith("encoder")]
+    assert all(torch.equal(both[name], before[name]) for name in encoder)
+    assert any(not torch.equal(both[name], before[name]) for name in pieces)
+
+
 def test_what_is_compiled_ahead_has_the_shapes_that_come(data: Path) -> None:
     session = Session(Recipe.load("tiny"), data / "pack", data / "run", torch.device("cpu"))
     supply = Supply(session, autoencoder.load(session), BASE_STYLE, "ahead", reuse=2, capacity=64, edits=0.25)

@@ -38,7 +38,7 @@ GENERATION = _shown(
     {"prompt": "a red apple on a yellow background", "size": "256x256", "n": 2},
     {"prompt": "고양이", "style": "anime", "seed": 7, "stream": True, "partial_images": 2},
 )
-EDIT = _shown({"prompt": "an orange", "strength": 0.9, "output_format": "webp"})
+EDIT = _shown({"prompt": "a peach", "strength": 0.9, "output_format": "webp"})
 AGAIN = _shown({"seed": 8}, {})
 
 JOB = _shown(

@@ -1,0 +1,88 @@
+"""The pictures of ``docs/mini.md`` out of an evaluation's sheets: what came out right beside what did not, in the order drawn.
+
+python -m training.gallery
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from training.scores import PAGE, between
+
+SHEETS = Path(__file__).parent / "data" / "run" / "sheets"
+IMAGES = PAGE.parent / "images"
+
+BEGIN, END = "<!-- pictures: made by python -m training.gallery -->", "<!-- end of pictures -->"
+
+SIDE, COLUMNS = 128, 8
+
+MEASURES = ("combinations", "written", "unseen_phrasing", "dyed", "counted", "pairs", "style_line", "style_flat")
+"""One column each."""
+
+ROWS = 3
+
+
+@dataclass(frozen=True)
+class Shown:
+    picture: Image.Image
+    prompt: str
+
+
+def sheet(name: str, folder: Path = SHEETS) -> list[Shown]:
+    """Pictures of an evaluation's sheet and their prompts; none if there is no such sheet, as where nothing failed."""
+    path = folder / f"evaluate-{name}.png"
+    if not path.exists():
+        return []
+    prompts = path.with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+    with Image.open(path) as opened:
+        whole = opened.convert("RGB")
+    places = [(place % COLUMNS * SIDE, place // COLUMNS * SIDE) for place in range(len(prompts))]
+    pictures = [whole.crop((x, y, x + SIDE, y + SIDE)) for x, y in places]
+    return [Shown(picture, prompt) for picture, prompt in zip(pictures, prompts, strict=True)]
+
+
+def right(name: str, folder: Path = SHEETS) -> list[Shown]:
+    failed = {shown.prompt for shown in sheet(f"{name}-failed", folder)}
+    return [shown for shown in sheet(name, folder) if shown.prompt not in failed]
+
+
+def montage(columns: list[list[Shown]]) -> Image.Image:
+    """The first pictures of each list, one below another."""
+    rows = min(ROWS, max(map(len, columns)))
+    canvas = Image.new("RGB", (len(columns) * SIDE, rows * SIDE), "white")
+    for x, column in enumerate(columns):
+        for y, shown in enumerate(column[:rows]):
+            canvas.paste(shown.picture, (x * SIDE, y * SIDE))
+    return canvas
+
+
+def write(page: Path = PAGE, folder: Path = SHEETS, images: Path = IMAGES) -> None:
+    """Saves both pictures and puts them, with their prompts, between the page's marks.
+
+    Raises:
+        FileNotFoundError: there are no sheets.
+        ValueError: the page has lost its marks.
+    """
+    if not any(sheet(measure, folder) for measure in MEASURES):
+        raise FileNotFoundError(f"There are no sheets in {folder}. Run python -m training evaluate first.")
+    parts, pictures = [], {}
+    for name, title, columns in (
+        ("mini-drawn", "Right", [right(measure, folder) for measure in MEASURES]),
+        ("mini-failed", "Wrong", [sheet(f"{measure}-failed", folder) for measure in MEASURES]),
+    ):
+        kept = [column for column in columns if column]
+        if kept:
+            pictures[name] = montage(kept)
+            prompts = "; ".join(f"“{shown.prompt}”" for column in kept for shown in column[:ROWS])
+            parts += [f"![{title}](images/{name}.webp)", "", f"<sub>{title}, column by column: {prompts}.</sub>", ""]
+    text = between(page, BEGIN, END, "\n".join(parts).rstrip())
+    for name, picture in pictures.items():
+        picture.save(images / f"{name}.webp", quality=88)
+    page.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
