@@ -95,8 +95,8 @@ def test_a_layer_in_place_of_another(precision: Precision) -> None:
 
 
 FLOORS = {"int8": 44.0, "fp8": 37.0, "int4": 24.0}
-"""Least likeness of the mini's pictures to those with whole weights, in dB. The worst that
-`benchmarks/precision.py` found were 45, 38.5 and 25."""
+"""Least likeness of two of the mini's pictures to those with whole weights, in dB. The worst of the 24 that
+`benchmarks/precision.py` compares were 42, 35.5 and 25."""
 
 REQUESTS = [ImageRequest("a hamburger, orange background", seed=2), ImageRequest("하늘색 배경의 펭귄", seed=1)]
 

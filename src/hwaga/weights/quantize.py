@@ -114,7 +114,7 @@ PRECISIONS = {
 
 SOUND = ("int8", "fp8")
 """Those whose pictures stay near the ones of whole weights: 35 dB at least, of the bundled model's, by
-``benchmarks/precision.py`` (int8 45, fp8 38.5, int4 25). Only they are chosen without being asked for."""
+``benchmarks/precision.py`` (int8 42, fp8 35.5, int4 25). Only they are chosen without being asked for."""
 
 
 class QuantizedLinear(FusedLinear):
