@@ -255,6 +255,17 @@ def on_an_l4() -> str:
     return table(["1024×1024, 8 steps", "H100, measured", "L4, a prediction"], rows)
 
 
+def on_a_cpu(profile_: dict[str, Any]) -> str:
+    """Seconds of a picture by kind of operation, and what its multiplications alone would take."""
+    rows, kinds = [], list[str]()
+    for name, found in profile_["pictures"].items():
+        kinds = [kind for kind in found["seconds"] if kind != "whole"]
+        whole, floor = found["seconds"]["whole"], found["floor"]
+        spent = [found["seconds"][kind] for kind in kinds]
+        rows.append([name, *(f"{value * 1e3:.0f} ms" for value in (*spent, whole, floor)), f"{whole / floor:.2f}×"])
+    return table(["", *kinds, "whole, profiled", "multiplications alone", "whole / that"], rows)
+
+
 CHANGES = {True: " with changes to the scripts or the code", False: "", None: " as it was told"}
 """What there was beside the commit; a machine that gets the files alone is told which one they are of."""
 
@@ -314,6 +325,8 @@ def sections() -> dict[str, str]:
     made["where gpu_profile"] = where("gpu_profile", "gpu_profile_fp8", "gpu_vae")
     for name in ("gpu_profile", "gpu_profile_fp8"):
         made[name] = profile(name)
+    if results("cpu_profile"):
+        made["cpu_profile"], made["where cpu_profile"] = on_a_cpu(results("cpu_profile")), where("cpu_profile")
     if results("gpu_vae"):
         made["vae"] = autoencoder(results("gpu_vae"))
     if results("gpu_sdxl"):

@@ -275,7 +275,8 @@ def test_closing_lets_go_of_everything() -> None:
 # With the bundled model
 
 REQUESTS = {
-    "text2image": [ImageRequest("a red apple", width=64, height=64, seed=1, steps=3)],
+    # As large as makes decoding, and not loading in whatever precision, what decides the least that they fit in.
+    "text2image": [ImageRequest("a red apple", width=128, height=128, seed=1, steps=3)],
     "image2image": [
         ImageRequest("a cat", width=96, height=64, seed=2, steps=3, image=picture(96, 64), strength=0.7, steps_scale=True)
     ],
