@@ -56,8 +56,12 @@ def gflop_per_second(dtype: torch.dtype) -> float:
 
 def gflop(make: Callable[[str, int], Any]) -> float:
     """Multiplications and additions of a picture, in thousands of millions."""
-    pointwise = torch.ops.mkldnn._linear_pointwise
-    with FlopCounterMode(display=False, custom_mapping={pointwise: _linear}) as counter:
+    # Those that the counter does not know.
+    own = {
+        torch.ops.mkldnn._linear_pointwise: _linear,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    }
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
         make(PROMPTS[0], 1)
     return counter.get_total_flops() / 1e9
 
@@ -66,6 +70,11 @@ def _linear(x: torch.Size, second: torch.Size, third: Any, *_: Any, **__: Any) -
     """Of oneDNN's product, which has the weight in second place, or in third where another tensor is multiplied in."""
     weight = third if isinstance(third, torch.Size) and len(third) == 2 else second
     return int(2 * x.numel() * weight[0])
+
+
+def _attention(query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
+    """Of ``[B, H, N, D]`` and ``[B, H, M, D]``: scores, and the mean of values by them."""
+    return int(4 * query.numel() * key[2])
 
 
 def spent(make: Callable[[str, int], Any], seed: int) -> dict[str, float]:
