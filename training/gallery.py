@@ -20,9 +20,8 @@ BEGIN, END = "<!-- pictures: made by python -m training.gallery -->", "<!-- end 
 SIDE, COLUMNS = 128, 8
 
 MEASURES = ("combinations", "written", "unseen_phrasing", "dyed", "counted", "pairs", "style_line", "style_flat")
-"""One column each."""
-
-ROWS = 3
+EACH = 3
+"""Pictures of each measure."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,11 @@ def right(name: str, folder: Path = SHEETS) -> list[Shown]:
     return [shown for shown in sheet(name, folder) if shown.prompt not in failed]
 
 
-def montage(columns: list[list[Shown]]) -> Image.Image:
-    """The first pictures of each list, one below another."""
-    rows = min(ROWS, max(map(len, columns)))
-    canvas = Image.new("RGB", (len(columns) * SIDE, rows * SIDE), "white")
-    for x, column in enumerate(columns):
-        for y, shown in enumerate(column[:rows]):
-            canvas.paste(shown.picture, (x * SIDE, y * SIDE))
+def montage(shown: list[Shown]) -> Image.Image:
+    """Pictures side by side, row by row."""
+    canvas = Image.new("RGB", (min(len(shown), COLUMNS) * SIDE, -(-len(shown) // COLUMNS) * SIDE), "white")
+    for place, each in enumerate(shown):
+        canvas.paste(each.picture, (place % COLUMNS * SIDE, place // COLUMNS * SIDE))
     return canvas
 
 
@@ -69,15 +66,23 @@ def write(page: Path = PAGE, folder: Path = SHEETS, images: Path = IMAGES) -> No
     if not any(sheet(measure, folder) for measure in MEASURES):
         raise FileNotFoundError(f"There are no sheets in {folder}. Run python -m training evaluate first.")
     parts, pictures = [], {}
-    for name, title, columns in (
-        ("mini-drawn", "Right", [right(measure, folder) for measure in MEASURES]),
-        ("mini-failed", "Wrong", [sheet(f"{measure}-failed", folder) for measure in MEASURES]),
+    for name, title, found in (
+        ("mini-drawn", "Right", [right(measure, folder)[:EACH] for measure in MEASURES]),
+        ("mini-failed", "Wrong", [sheet(f"{measure}-failed", folder)[:EACH] for measure in MEASURES]),
     ):
-        kept = [column for column in columns if column]
-        if kept:
-            pictures[name] = montage(kept)
-            prompts = "; ".join(f"“{shown.prompt}”" for column in kept for shown in column[:ROWS])
-            parts += [f"![{title}](images/{name}.webp)", "", f"<sub>{title}, column by column: {prompts}.</sub>", ""]
+        shown = [each for few in found for each in few]
+        if shown:
+            pictures[name] = montage(shown)
+            prompts = [f"“{each.prompt}”" for each in shown]
+            rows = ["; ".join(prompts[at : at + COLUMNS]) for at in range(0, len(prompts), COLUMNS)]
+            parts += [
+                f"![{title}](images/{name}.webp)",
+                "",
+                f"{title}, row by row:",
+                "",
+                *(f"1. {row}" for row in rows),
+                "",
+            ]
     text = between(page, BEGIN, END, "\n".join(parts).rstrip())
     for name, picture in pictures.items():
         picture.save(images / f"{name}.webp", quality=88)

@@ -176,7 +176,7 @@ def test_parts_and_json(hwaga: Command, server: HubServer) -> None:
         (["download", "--connections", "0"], "connections"),
         (["download", "--revision", "nowhere"], "no such revision"),
         (["models", "verify"], "No model was fetched yet"),
-        (["models", "verify", "mini"], "no verified.json to compare with"),
+        (["models", "verify", "mini"], "mini was not fetched"),
         (["models", "verify", "minni"], "Did you mean mini"),
         (["models", "verify", "x" * 300], "There is no model"),
     ],

@@ -44,15 +44,14 @@ def test_the_page_gets_pictures_and_their_prompts(tmp_path: Path) -> None:
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "Right, column by column: “prompt 0”; “prompt 2”; “prompt 3”; “prompt 5”." in text
-    assert "Wrong, column by column: “prompt 1”." in text
+    assert "Right, row by row:\n\n1. “prompt 0”; “prompt 2”; “prompt 3”; “prompt 5”\n" in text
+    assert "Wrong, row by row:\n\n1. “prompt 1”\n" in text
     with Image.open(images / "mini-drawn.webp") as drawn:
-        assert drawn.size == (2 * gallery.SIDE, gallery.ROWS * gallery.SIDE)
-        first, below = drawn.getpixel((64, 64)), drawn.getpixel((64, 64 + gallery.SIDE))
-    assert isinstance(first, tuple)
-    assert isinstance(below, tuple)
-    assert max(abs(a - b) for a, b in zip(first, (255, 0, 0), strict=True)) < 8
-    assert max(abs(a - b) for a, b in zip(below, (0, 0, 255), strict=True)) < 8
+        assert drawn.size == (4 * gallery.SIDE, gallery.SIDE)
+        colours = [drawn.getpixel((64 + place * gallery.SIDE, 64)) for place in (0, 1)]
+    for colour, wanted in zip(colours, ((255, 0, 0), (0, 0, 255)), strict=True):
+        assert isinstance(colour, tuple)
+        assert max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) < 8
 
 
 def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:

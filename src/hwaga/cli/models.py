@@ -102,7 +102,10 @@ def _fetched_folders(model: str | None) -> list[Path]:
     with suppress(OSError):  # a name too long for a folder is none
         if model not in cards and (Path(model) / MARKER).is_file():
             return [Path(model)]
-    return [find_card(model, settings.models).folder]
+    card = find_card(model, settings.models)
+    if card.download is None and not (card.folder / MARKER).is_file():
+        raise DownloadError(f"{card.name} was not fetched, so that there is nothing to verify it by.")
+    return [card.folder]
 
 
 def _state(card: ModelCard) -> str:
