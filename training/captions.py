@@ -104,7 +104,8 @@ class Captioner:
             names = self.things[thing].names(language)
             for name in (names.name, *names.words, *(word for word, _ in names.keywords)):
                 yield name
-                yield english.plural(name) if language == "en" else name
+                if language == "en":
+                    yield english.plural(name)
         for colour in COLOURS:
             yield from colour.english if language == "en" else (form for pair in colour.korean for form in pair)
 

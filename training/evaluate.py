@@ -25,6 +25,7 @@ from training.asked import UNKNOWN, Asked, Asker
 from training.assemble import LORA_FILES
 from training.colours import COLOURS
 from training.compose import Arrangement, Textures, compose
+from training.gallery import COLUMNS, SIDE, sheet_name
 from training.pack import STYLES
 from training.phases import judge as judge_phase
 from training.phases.judge import Judge, chosen_colour, seen_by_judge
@@ -146,13 +147,13 @@ class Evaluation:
 
     def _sheet(self, name: str, asked: Sequence[Asked], pictures: Sequence[Tensor], places: Sequence[int]) -> None:
         """Pictures side by side, and their prompts in a file beside; what lay there before goes."""
-        prompts = self.session.run / "sheets" / f"evaluate-{name}.txt"
+        prompts = self.session.run / "sheets" / f"{sheet_name(name)}.txt"
         if not places:
             prompts.unlink(missing_ok=True)
             prompts.with_suffix(".png").unlink(missing_ok=True)
             return
-        small = [F.interpolate(pictures[place][None], (128, 128), mode="area")[0] for place in places]
-        self.session.sheet(f"evaluate-{name}", torch.stack(small))
+        small = [F.interpolate(pictures[place][None], (SIDE, SIDE), mode="area")[0] for place in places]
+        self.session.sheet(sheet_name(name), torch.stack(small), COLUMNS)
         text = "\n".join(asked[place].prompt for place in places)
         prompts.write_text(text + "\n", encoding="utf-8")
 

@@ -18,6 +18,7 @@ IMAGES = PAGE.parent / "images"
 BEGIN, END = "<!-- pictures: made by python -m training.gallery -->", "<!-- end of pictures -->"
 
 SIDE, COLUMNS = 128, 8
+"""Pixels of a picture on a sheet, and pictures in a row of it."""
 
 MEASURES = ("combinations", "written", "unseen_phrasing", "dyed", "counted", "pairs", "style_line", "style_flat")
 EACH = 3
@@ -30,9 +31,14 @@ class Shown:
     prompt: str
 
 
+def sheet_name(measure: str) -> str:
+    """Of the files of a measure's sheet: pictures in one, their prompts line by line in the other."""
+    return f"evaluate-{measure}"
+
+
 def sheet(name: str, folder: Path = SHEETS) -> list[Shown]:
     """Pictures of an evaluation's sheet and their prompts; none if there is no such sheet, as where nothing failed."""
-    path = folder / f"evaluate-{name}.png"
+    path = folder / f"{sheet_name(name)}.png"
     if not path.exists():
         return []
     prompts = path.with_suffix(".txt").read_text(encoding="utf-8").splitlines()
