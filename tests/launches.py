@@ -22,6 +22,7 @@ def noted() -> Iterator[set[Variant]]:
     from triton.runtime.jit import JITFunction
 
     from hwaga.kernels import wide_attention
+    from hwaga.kernels.launcher import Launcher
 
     found: set[Variant] = set()
 
@@ -42,6 +43,7 @@ def noted() -> Iterator[set[Variant]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wide_attention, "_scores", scores)  # a product that is for GPUs alone
+        patch.setattr(Launcher, "__getitem__", lambda launcher, grid: launcher.kernel[grid])
         patch.setattr(JITFunction, "run", run)
         patch.setattr(operations, "_is_fused", lambda x: True)
         patch.setattr(operations, "_is_on_cpu", lambda x: False)

@@ -36,6 +36,7 @@ FOUNDATION = frozenset(
         "model_lookup",
         "prompt_form",
         "request",
+        "result",
         "settings",
         "source_image",
         "toml_table",
@@ -261,7 +262,7 @@ def test_what_is_allowed_passes() -> None:
         "families/sdxl/family.py": "import diffusers\nimport torch",
         "engine.py": "from hwaga import families, prompt\nfrom hwaga.weights import lora\nimport hwaga.memory.plan",
         "cli/__init__.py": "def main():\n    from hwaga.engine import Engine\n    from hwaga.server import api",
-        "server/api.py": "from hwaga import ImageRequest\nfrom hwaga.request import Step",
+        "server/api.py": "from hwaga import ImageRequest\nfrom hwaga.result import Step",
         "server/worker.py": "def run():\n    from hwaga.engine import Engine\n    import torch",
     }
     assert violations(files) == []

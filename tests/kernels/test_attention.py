@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hwaga.kernels import attention as attention_module
-from hwaga.kernels.attention import attend, attention, keeps_scores, quickest
+from hwaga.kernels.attention import attend, attention, keeps_scores, quickest, taking
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -67,7 +67,7 @@ def test_threads_that_choose_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         def elapsed_time(self, end: Event) -> float:
             return {SDPBackend.CUDNN_ATTENTION: 2.0, SDPBackend.FLASH_ATTENTION: 1.0}.get(tried[-1], 3.0)
 
-    monkeypatch.setattr(attention_module, "sdpa_kernel", only)
+    monkeypatch.setattr(attention_module, "taking", only)
     monkeypatch.setattr(attention_module, "TRIAL_TOKENS", 16)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     chosen = list[SDPBackend | None]()
@@ -86,6 +86,24 @@ def test_threads_that_choose_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert most == [1]
     assert chosen == [SDPBackend.FLASH_ATTENTION] * 3
     assert sorted(tried, key=str) == sorted(attention_module.CANDIDATES * 3, key=str)
+
+
+def switched_on() -> set[SDPBackend]:
+    return {way for way, (is_on, _) in attention_module._SWITCHES.items() if is_on()}
+
+
+@pytest.mark.parametrize("way", list(attention_module._SWITCHES))
+def test_a_way_is_taken_as_torch_itself_would(way: SDPBackend) -> None:
+    with sdpa_kernel(way):
+        expected = switched_on()
+    before = switched_on()
+    with taking(way):
+        assert switched_on() == expected == {way}
+    assert switched_on() == before
+    with sdpa_kernel(SDPBackend.MATH):
+        with pytest.raises(ZeroDivisionError), taking(way):
+            raise ZeroDivisionError
+        assert switched_on() == {SDPBackend.MATH}
 
 
 def test_where_scores_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.backends import cuda as cuda_backends
+from torch.nn.attention import SDPBackend
 
 from hwaga.kernels import cpu
 
@@ -24,6 +26,13 @@ PLANNED = 1024
 _ONE_AT_A_TIME = threading.RLock()
 """Which ways torch may take is a setting of the whole process: without this, a thread that tries ways for one model would take
 them from another that draws, or from one that tries them too, and whatever is left would look like the quickest."""
+
+_SWITCHES: dict[SDPBackend, tuple[Callable[[], bool], Callable[[bool], None]]] = {
+    SDPBackend.CUDNN_ATTENTION: (cuda_backends.cudnn_sdp_enabled, cuda_backends.enable_cudnn_sdp),
+    SDPBackend.FLASH_ATTENTION: (cuda_backends.flash_sdp_enabled, cuda_backends.enable_flash_sdp),
+    SDPBackend.EFFICIENT_ATTENTION: (cuda_backends.mem_efficient_sdp_enabled, cuda_backends.enable_mem_efficient_sdp),
+    SDPBackend.MATH: (cuda_backends.math_sdp_enabled, cuda_backends.enable_math_sdp),
+}
 
 TRIAL_TOKENS, TRIAL_HEADS, TRIAL_CALLS, TRIALS = 4096, 8, 32, 3
 """Enough work that the GPU is behind the host, and little memory: weights are read at the same time."""
@@ -63,7 +72,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False) -> Tensor:
         way = quickest(q.device, q.dtype, q.shape[-1], q.shape[2] >= PLANNED, grouped, causal) if q.is_cuda else None
         if way is None:
             return any_way(q, k, v, causal=causal)
-        with _ONE_AT_A_TIME, sdpa_kernel(way):
+        with _ONE_AT_A_TIME, taking(way):
             return F.scaled_dot_product_attention(q, k, v, is_causal=causal, enable_gqa=grouped)
     rows = max(SCORES // (q.shape[0] * q.shape[1] * k.shape[2] * q.element_size()), 1)
     pieces = []
@@ -82,6 +91,21 @@ def any_way(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, *, caus
     grouped = q.shape[1] != k.shape[1]
     with _ONE_AT_A_TIME:
         return F.scaled_dot_product_attention(q, k, v, seen, is_causal=causal, enable_gqa=grouped)
+
+
+@contextmanager
+def taking(way: SDPBackend) -> Iterator[None]:
+    """torch's attention goes this of the four ways that a GPU has: what ``torch.nn.attention.sdpa_kernel`` does for them,
+    without its bookkeeping. A step of a picture asks for it some thirty times, while a small picture waits for the host.
+    """
+    changed = [(turn, each is way) for each, (is_on, turn) in _SWITCHES.items() if is_on() is not (each is way)]
+    try:
+        for turn, wanted in changed:
+            turn(wanted)
+        yield
+    finally:
+        for turn, wanted in changed:
+            turn(not wanted)
 
 
 @cache
@@ -117,7 +141,7 @@ def _seconds(q: Tensor, k: Tensor, way: SDPBackend, *, causal: bool, grouped: bo
     own = torch.cuda.Stream(q.device) if q.is_cuda else None
     if own is not None:
         own.wait_stream(torch.cuda.current_stream(q.device))
-    with torch.cuda.stream(own), _ONE_AT_A_TIME, sdpa_kernel(way), warnings.catch_warnings():
+    with torch.cuda.stream(own), _ONE_AT_A_TIME, taking(way), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a way that does not take such heads, torch says why
         for _ in range(TRIALS):
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

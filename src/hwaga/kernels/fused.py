@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hwaga.kernels.coded import LARGEST, SMALLEST_SCALE, Coded, Form, Rows
+from hwaga.kernels.launcher import launched, pieces, power_of_two
 
 
 @triton.jit
@@ -28,6 +29,7 @@ def _store_row(
         tl.store(codes + place, (values / factor).to(codes.dtype.element_ty), mask=inside)
 
 
+@launched
 @triton.jit(do_not_specialize=["row"])
 def _rows_kernel(
     x, update, gate, gain, row_of, total, out, codes, scale, row, channels, eps,
@@ -56,6 +58,7 @@ def _rows_kernel(
     _store_row(values, out, codes, scale, token, at, inside, channels, PLAIN, CODES, LARGEST, SMALLEST)
 
 
+@launched
 @triton.jit
 def _swiglu_kernel(
     gate_up, out, codes, scale, hidden,
@@ -70,6 +73,7 @@ def _swiglu_kernel(
     _store_row(values, out, codes, scale, token, at, inside, hidden, PLAIN, CODES, LARGEST, SMALLEST)
 
 
+@launched
 @triton.jit(do_not_specialize=["queries", "turned"])
 def _turn_kernel(
     qkv, q_gain, k_gain, rotation, stride, queries, turned, eps,
@@ -141,7 +145,7 @@ def _over_rows(
     plain = torch.empty_like(x) if gain is not None and form.plain else None
     codes, scale = _room_for_codes(x, channels, form)
     if tokens:
-        block = triton.next_power_of_2(channels)
+        block = power_of_two(channels)
         _rows_kernel[(tokens,)](
             x, update, gate, gain, row if isinstance(row, Tensor) else None, total, plain, codes, scale,
             0 if isinstance(row, Tensor) else row, channels, eps,
@@ -161,8 +165,8 @@ def swiglu(gate_up: Tensor, form: Form = Form.PLAIN) -> Rows:
     codes, scale = _room_for_codes(gate_up, hidden, form)
     if tokens:
         # A scale is of a whole row; without one, smaller pieces keep more loads under way.
-        block = triton.next_power_of_2(hidden) if codes is not None else min(triton.next_power_of_2(hidden), 1024)
-        _swiglu_kernel[(tokens, triton.cdiv(hidden, block))](
+        block = power_of_two(hidden) if codes is not None else min(power_of_two(hidden), 1024)
+        _swiglu_kernel[(tokens, pieces(hidden, block))](
             gate_up, plain, codes, scale, hidden,
             PLAIN=form.plain, CODES=codes is not None, LARGEST=LARGEST, SMALLEST=SMALLEST_SCALE, BLOCK=block,
             num_warps=_warps(block),
@@ -186,11 +190,11 @@ def turned_heads(
     assert qkv.is_contiguous()
     q_gain, k_gain = gains or (None, None)
     if tokens:
-        _turn_kernel[(tokens, triton.cdiv(turned, HEADS_AT_ONCE))](
+        _turn_kernel[(tokens, pieces(turned, HEADS_AT_ONCE))](
             qkv, q_gain, k_gain, torch.view_as_real(rotation), qkv.shape[1], queries, turned, eps,
             GAINS=gains is not None, HALVES=halves, HEADS=HEADS_AT_ONCE, DIM=dim, num_warps=1,
         )  # fmt: skip
-    q, k, v = qkv.unflatten(-1, (-1, dim)).split((queries, kv, kv), dim=1)
+    q, k, v = qkv.view(tokens, turned + kv, dim).split_with_sizes((queries, kv, kv), dim=1)
     return q, k, v
 
 

@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hwaga.kernels.launcher import launched, pieces, power_of_two
+
 ROWS = 32
 """Pixels of a tile."""
 
@@ -42,6 +44,7 @@ def _taken(x, residual, offset, at, inside, RESIDUAL: tl.constexpr, OFFSET: tl.c
     return value.to(x.dtype.element_ty).to(tl.float32)  # as it is written, which is what the norm reads
 
 
+@launched
 @triton.jit(do_not_specialize=["pixels", "run", "runs", "blocks"])
 def _sum(
     x, residual, offset, out, partial, pixels, channels, run, runs, blocks,
@@ -87,6 +90,7 @@ def _sum(
         tl.store(place + runs.to(tl.int64) * channels, spread, mask=used)
 
 
+@launched
 @triton.jit(do_not_specialize=["pixels", "run", "runs"])
 def _join(
     partial, offset, weight, bias, factors, pixels, channels, width, run, runs, eps,
@@ -128,6 +132,7 @@ def _join(
     tl.store(factors + channels + column, shift, mask=used)
 
 
+@launched
 @triton.jit(do_not_specialize=["pixels", "blocks"])
 def _apply(
     x, factors, out, pixels, channels, blocks, SILU: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -194,10 +199,10 @@ def _sums(
 ) -> tuple[Tensor, int]:
     """Partial sums ``[batch, 2, runs, channels]``, and the pixels of a run."""
     batch, channels, height, width = x.shape
-    pixels, blocks = height * width, triton.cdiv(channels, COLUMNS)
+    pixels, blocks = height * width, pieces(channels, COLUMNS)
     at_once = max(PROGRAMS // (blocks * batch), 1)
-    run = triton.cdiv(triton.cdiv(pixels, at_once), ROWS) * ROWS
-    runs = triton.cdiv(pixels, run)
+    run = pieces(pieces(pixels, at_once), ROWS) * ROWS
+    runs = pieces(pixels, run)
     partial = torch.empty((batch, 2, runs if normed else 0, channels), dtype=torch.float32, device=x.device)
     _sum[(runs * blocks, batch)](
         x, x if residual is None else residual, x if offset is None else offset, x if out is None else out, partial,
@@ -213,15 +218,15 @@ def _normalised(
     silu: bool, out: Tensor,
 ) -> Tensor:  # fmt: skip
     batch, channels, height, width = x.shape
-    pixels, lanes = height * width, max(triton.next_power_of_2(channels // groups), 16)
+    pixels, lanes = height * width, max(power_of_two(channels // groups), 16)
     factors = torch.empty((batch, 2, channels), dtype=torch.float32, device=x.device)
     _join[(groups, batch)](
         partial, weight if offset is None else offset, weight, bias, factors,
         pixels, channels, channels // groups, run, partial.shape[2], eps,
         OFFSET=offset is not None, RUNS=max(JOINED // lanes, 1), WIDTH=lanes,
     )  # fmt: skip
-    blocks = triton.cdiv(channels, COLUMNS)
-    _apply[(triton.cdiv(pixels, ROWS) * blocks, batch)](
+    blocks = pieces(channels, COLUMNS)
+    _apply[(pieces(pixels, ROWS) * blocks, batch)](
         x, factors, out, pixels, channels, blocks, SILU=silu, ROWS=ROWS, COLUMNS=COLUMNS
     )
     return out

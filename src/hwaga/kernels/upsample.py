@@ -18,8 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from hwaga.kernels.group_norm import COLUMNS, ROWS, channels_last
+from hwaga.kernels.launcher import launched, pieces
 
 
+@launched
 @triton.jit(do_not_specialize=["height", "width", "blocks", "down", "right"])
 def _place(
     y, bias, out, height, width, channels, blocks, down, right,
@@ -61,8 +63,8 @@ def quad_kernels(weight: Tensor) -> Tensor:
 def place(y: Tensor, bias: Tensor | None, out: Tensor, down: int, right: int) -> None:
     """Writes what one of the four kernels gave, ``[batch, C, h + 1, w + 1]``, to its places in ``[batch, C, 2h, 2w]``."""
     batch, channels, height, width = y.shape
-    pixels, blocks = (height - 1) * (width - 1), triton.cdiv(channels, COLUMNS)
-    _place[(triton.cdiv(pixels, ROWS) * blocks, batch)](
+    pixels, blocks = (height - 1) * (width - 1), pieces(channels, COLUMNS)
+    _place[(pieces(pixels, ROWS) * blocks, batch)](
         channels_last(y), y if bias is None else bias, out, height - 1, width - 1, channels, blocks, down, right,
         OFFSET=bias is not None, ROWS=ROWS, COLUMNS=COLUMNS,
     )  # fmt: skip

@@ -12,11 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from hwaga.kernels.attention import queries_at_once
+from hwaga.kernels.launcher import launched
 
 BLOCK = 4096
 """Scores of a row that are looked at together."""
 
 
+@launched
 @triton.jit
 def _softmax(scores, out, columns, scale, BLOCK: tl.constexpr):
     """``softmax(scores * scale)`` of one row, which is read twice."""

@@ -223,7 +223,8 @@ class LinearCall:
 
     def form(self, linear: nn.Linear) -> Form:
         """What a layer wants its rows in: coded if it multiplies codes, and plain as well for a LoRA beside it."""
-        if not getattr(linear, "takes_codes", False):
+        # Of a dense layer it is known, and asking a module for what it has not is slow.
+        if _is_dense(linear) or not getattr(linear, "takes_codes", False):
             return Form.PLAIN
         return Form.BOTH if self._is_beside(linear) else Form.CODES
 
