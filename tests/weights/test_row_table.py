@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hwaga.errors import CheckpointError
+from hwaga.weights import row_table
 from hwaga.weights.reader import Reader
 from hwaga.weights.row_table import RowTable
-from hwaga.weights.stored import stored_tensors
+from hwaga.weights.stored import StoredTensor, stored_tensors
 
 CPU = torch.device("cpu")
 TABLE = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
@@ -54,6 +55,38 @@ def test_any_rows(tmp_path: Path, reader: Reader) -> None:
         assert torch.equal(made(rows, CPU, torch.float32), TABLE[rows])
 
     check()
+
+
+def test_rows_are_read_once_while_they_are_kept(
+    tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_table, "KEPT", 3)
+    made, asked = connected(TABLE, tmp_path / "t.safetensors", reader), list[int]()
+    plain = reader.rows
+
+    def counted(table: StoredTensor, rows: Sequence[int]) -> Tensor:
+        asked.extend(rows)
+        return plain(table, rows)
+
+    monkeypatch.setattr(reader, "rows", counted)
+    for rows, read in (
+        ([4, 2, 4], [2, 4]),
+        ([2, 5], [5]),
+        ([2, 6], [6]),
+        ([4], [4]),
+        ([2, 6, 4], []),
+        ([9, 8, 7, 6], [7, 8, 9]),
+    ):
+        asked.clear()
+        assert torch.equal(made(rows, CPU, torch.float32), TABLE[rows])
+        assert asked == read
+
+
+def test_nobody_writes_over_what_is_kept(tmp_path: Path, reader: Reader) -> None:
+    made = connected(TABLE, tmp_path / "t.safetensors", reader)
+    for rows in ([3], [3], [3, 4]):
+        made(rows, CPU, torch.float32).zero_()
+    assert torch.equal(made([3, 4], CPU, torch.float32), TABLE[[3, 4]])
 
 
 def test_a_row_that_is_not_there(tmp_path: Path, reader: Reader) -> None:

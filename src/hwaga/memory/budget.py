@@ -125,14 +125,16 @@ def _cgroup_limits(proc: Path, cgroup: Path) -> list[tuple[int, int]]:
             if not place.is_relative_to(root):
                 break
             try:
-                limit, used = ((place / name).read_text().strip() for name in names)
+                limit = (place / names[0]).read_text().strip()
+                if not limit.isdecimal():  # no limit: what is used need not be read
+                    continue
+                used = (place / names[1]).read_text()
                 stat = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
             except OSError:  # this level sets no limit
                 continue
-            if limit.isdecimal():
-                kinds = ("inactive_file", "active_file")  # a file that was read twice is active, and no less droppable
-                droppable = sum(int(stat.get(f"total_{kind}" if version1 else kind, 0)) for kind in kinds)
-                limits.append((int(limit), max(int(used) - droppable, 0)))
+            kinds = ("inactive_file", "active_file")  # a file that was read twice is active, and no less droppable
+            droppable = sum(int(stat.get(f"total_{kind}" if version1 else kind, 0)) for kind in kinds)
+            limits.append((int(limit), max(int(used) - droppable, 0)))
     return limits
 
 

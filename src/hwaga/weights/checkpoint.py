@@ -245,7 +245,7 @@ class Blueprint(Generic[Network]):
         ]
 
     def connect(self, table: str, reader: Reader) -> None:
-        """Reads the rows of a ``RowTable`` from the files whenever they are asked for, instead of keeping them."""
+        """Reads the rows of a ``RowTable`` from the files when they are asked for, instead of keeping the table."""
         module = self.network.get_submodule(table)
         assert isinstance(module, RowTable)
         module.connect(self.sources[f"{table}.weight"][0], reader)
