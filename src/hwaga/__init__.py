@@ -30,7 +30,8 @@ from hwaga.errors import (
     StyleError,
     UnknownModelError,
 )
-from hwaga.request import Composed, ImageRequest, LoraUse, MemoryUse, Result, Step, Timings
+from hwaga.request import Composed, ImageRequest, LoraUse
+from hwaga.result import MemoryUse, Result, Step, Timings
 from hwaga.settings import Settings
 from hwaga.source_image import SourceImage
 from hwaga.version import __version__

@@ -34,8 +34,9 @@ from hwaga.memory.device import peak_allocated, reset_peak
 from hwaga.memory.plan import Plan
 from hwaga.memory.trim import trim_host_memory
 from hwaga.placement import Attempt, Placement, Work
-from hwaga.request import ImageRequest, MemoryUse, Result, Step, Timings
+from hwaga.request import ImageRequest
 from hwaga.resolve import Job, Resolver
+from hwaga.result import MemoryUse, Result, Step, Timings
 from hwaga.room import Caps, Room
 from hwaga.sampling import RULES
 from hwaga.sampling.walk import walk

@@ -32,7 +32,8 @@ from hwaga.version import __version__
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from hwaga.request import ImageRequest, Result
+    from hwaga.request import ImageRequest
+    from hwaga.result import Result
 
 Format = Literal["png", "jpeg", "webp"]
 

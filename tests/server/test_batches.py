@@ -20,7 +20,8 @@ from hwaga.engine import Engine
 from hwaga.errors import DeviceMemoryError, DoesNotFitError, LoraError, SizeError, StoreError
 from hwaga.memory.plan import Budget
 from hwaga.placement import Work
-from hwaga.request import ImageRequest, Step
+from hwaga.request import ImageRequest
+from hwaga.result import Step
 from hwaga.server import batch as module
 from hwaga.server import process, wire, worker
 from hwaga.server.dispatcher import Dispatcher

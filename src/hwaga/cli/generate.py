@@ -11,7 +11,8 @@ import typer
 from hwaga.cli.console import Bar, print_json, print_result, progress_bar, say
 from hwaga.errors import ImageFileError, SizeError
 from hwaga.image_file import check_writable, encode_result, format_of, write
-from hwaga.request import SAMPLERS, Fit, ImageRequest, LoraUse, Result, Step
+from hwaga.request import SAMPLERS, Fit, ImageRequest, LoraUse
+from hwaga.result import Result, Step
 
 Prompt = Annotated[str, typer.Argument(help="What to draw, in your own words: English, Korean, Chinese …")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="A file (.png, .jpg, .webp) or a folder.")]

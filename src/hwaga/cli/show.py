@@ -11,7 +11,8 @@ import typer
 from hwaga.cli.console import print_json, print_result, progress_bar, say
 from hwaga.errors import ImageFileError, RequestError, SourceImageError
 from hwaga.image_file import check_writable, encode_result, format_of, read_settings, write
-from hwaga.request import ImageRequest, Step
+from hwaga.request import ImageRequest
+from hwaga.result import Step
 from hwaga.source_image import SourceImage
 
 

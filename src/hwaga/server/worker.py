@@ -26,7 +26,8 @@ from hwaga.errors import HwagaError, ModelError, WireError
 from hwaga.image_file import encode_result
 from hwaga.memory.trim import prepare_process
 from hwaga.model_lookup import find_card
-from hwaga.request import ImageRequest, Result, Step
+from hwaga.request import ImageRequest
+from hwaga.result import Result, Step
 from hwaga.server import wire
 from hwaga.server.folders import own_folders, without_folders
 from hwaga.server.json_log import log_as_json
