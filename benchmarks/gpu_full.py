@@ -3,10 +3,11 @@
     python benchmarks/gpu_full.py [--runs 5] [--folder FOLDER] [--sizes 1024x1024 …] [--batch 4] [--tiny]
 
 A checkpoint of Z-Image Turbo's shape with random bfloat16 weights is written in diffusers' layout and opened by all, in one
-process: this engine in bfloat16 and in fp8, and diffusers as it is, and with cuDNN's attention and its blocks compiled. Their
-pictures of the same seed are compared, then all of them make pictures in turn, prompt to pixels, each with a prompt of its own.
-Beside them stands the floor: the products of matrices and the attention of all steps, alone. ``--tiny`` is the same with a
-small network, to try the script. The figures go to ``results/gpu_full.json``.
+process: this engine in bfloat16 and in fp8, and diffusers as it is, with cuDNN's attention and its blocks compiled, and, where
+torchao is installed, with their products in fp8 as well, a scale for each row. Their pictures of the same seed are compared,
+then all of them make pictures in turn, prompt to pixels, each with a prompt of its own. Beside them stands the floor: the
+products of matrices and the attention of all steps, alone. ``--tiny`` is the same with a small network, to try the script. The
+figures go to ``results/gpu_full.json``, those of some ``--sizes`` to ``results/gpu_full_SIZES.json``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +217,9 @@ class Floor:
 
 
 STEPS = 8
+SIZES = ["512x512", "1024x1024", "1344x768", "2048x2048"]
 COMPILED = "diffusers, cuDNN and compiled blocks"
+QUANTIZED = "diffusers, the same in torchao's fp8"
 
 
 def millijoules() -> int | None:
@@ -243,6 +248,36 @@ def preview_milliseconds(engine: Any, size: tuple[int, int]) -> dict[str, float]
     return spread(taken)
 
 
+def compiled(pipe: Any, change: Callable[[Any], None] | None = None) -> Any:
+    """A pipeline with cuDNN's attention and compiled blocks, which has weights of its own only where they were changed."""
+    torch._dynamo.config.recompile_limit = 64  # a forward of blocks is compiled for each contender and kind of size
+    own = copy.copy(pipe)
+    own.transformer = copy.deepcopy(pipe.transformer, {id(each): each for each in pipe.transformer.parameters()})
+    if change is not None:
+        change(own.transformer)
+    own.transformer.set_attention_backend("_native_cudnn")
+    own.transformer.compile_repeated_blocks(fullgraph=True)
+    return own
+
+
+def quantize(transformer: Any) -> None:
+    """Products of the blocks in e4m3, a scale for each row, as our own; modulation stays as it is, there too."""
+    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, quantize_
+
+    # Without torchao's settings of the compiler, which would hold for the other contender too, and search for minutes.
+    # The least value keeps rows of zeros from being divided by zero: padding of random weights is such a row.
+    way = Float8DynamicActivationFloat8WeightConfig(
+        granularity=PerRow(), activation_value_lb=1e-6, set_inductor_config=False
+    )
+    quantize_(
+        transformer,
+        way,
+        filter_fn=lambda module, name: (
+            isinstance(module, torch.nn.Linear) and (".attention." in name or ".feed_forward." in name)
+        ),
+    )
+
+
 def open_contenders(
     folder: Path, device: str, figures: dict[str, Any], engines: dict[str, Any]
 ) -> dict[str, Callable[..., Any]]:
@@ -263,11 +298,9 @@ def open_contenders(
     figures["load"]["diffusers"] = {"seconds": round(seconds, 2)}
     pipes = {"diffusers": pipe}
     if cuda:
-        compiled = copy.copy(pipe)
-        compiled.transformer = copy.deepcopy(pipe.transformer)
-        compiled.transformer.set_attention_backend("_native_cudnn")
-        compiled.transformer.compile_repeated_blocks(fullgraph=True)
-        pipes[COMPILED] = compiled
+        pipes[COMPILED] = compiled(pipe)
+        if find_spec("torchao"):
+            pipes[QUANTIZED] = compiled(pipe, quantize)
 
     def ours(engine: Any, width: int, height: int, seeds: Sequence[int]) -> list[tuple[Any, Any]]:
         requests = [ImageRequest(prompt(width, seed), width=width, height=height, seed=seed) for seed in seeds]
@@ -349,7 +382,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir(), "z-image-random"))
-    parser.add_argument("--sizes", nargs="*", default=["512x512", "1024x1024", "1344x768", "2048x2048"])
+    parser.add_argument("--sizes", nargs="+", default=SIZES)
     parser.add_argument("--batch", type=int, default=4, help="pictures at once, at squares of 1024x1024 and below")
     parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
@@ -359,7 +392,12 @@ def main() -> None:
         tuple(int(side) for side in size.split("x")) for size in (["256x256"] if arguments.tiny else arguments.sizes)
     ]
 
-    figures: dict[str, Any] = {"weights": "tiny" if arguments.tiny else "full size, random, bfloat16", "load": {}}
+    report = "gpu_full" if arguments.sizes == SIZES else f"gpu_full_{'_'.join(arguments.sizes)}"
+    figures: dict[str, Any] = {
+        "weights": "tiny" if arguments.tiny else "full size, random, bfloat16",
+        "versions": {name: version(name) for name in ("diffusers", "torchao", "triton") if find_spec(name)},
+        "load": {},
+    }
     if folder.exists():
         raise SystemExit(f"{folder} exists. Name a folder that can be made and removed again.")
     atexit.register(shutil.rmtree, folder)
@@ -387,7 +425,7 @@ def main() -> None:
             figures["pictures"][name] = rows
             print(name, json.dumps(rows), flush=True)
             if not arguments.tiny:
-                write_report("gpu_full", figures)  # what there is, should the machine be taken away
+                write_report(report, figures)  # what there is, should the machine be taken away
 
     figures["preview_milliseconds"] = preview_milliseconds(engines["hwaga bfloat16"], sizes[0])  # type: ignore[arg-type]
 
@@ -405,7 +443,7 @@ def main() -> None:
             figures["mini_against_cpu_float32_psnr_db"][f"{dtype}, {precision}"] = value
     print(json.dumps(figures, indent=1))
     if not arguments.tiny:
-        print(write_report("gpu_full", figures))
+        print(write_report(report, figures))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,10 @@ H100 = {"bf16": 989.0, "fp8": 1979.0, "bandwidth": 3350.0}
 L4 = {"bf16": 121.0, "fp8": 242.5, "bandwidth": 300.0}
 """From NVIDIA's data sheets: dense TFLOP/s of the tensor cores, and GB/s of memory."""
 
+TEXT_ENCODER = 2 * 35 * 2560 * (2 * 4096 + 2 * 1024 + 3 * 9728)
+"""Bytes of the text encoder's layers: 35 of them, with projections for 32 heads of queries and 8 of keys and values each, and a
+gated feed-forward of 9728."""
+
 PRODUCTS = ("nvjet", "gemm", "cutlass", "fprop", "flash")
 """What the names of matrix products and attention have in them, as profiles spell them."""
 
@@ -34,6 +38,23 @@ def results(name: str) -> dict[str, Any]:
     """What a benchmark wrote; nothing where it has not run."""
     path = ROOT / f"benchmarks/results/{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def whole_pictures() -> tuple[dict[str, Any], str]:
+    """What ``gpu_full.py`` measured of every size, and where. Of a size that was measured again, the newer figures:
+    ``gpu_full_SIZE.json`` is such a run, kept under the name of its size.
+    """
+    full = results("gpu_full")
+    if not full:
+        return {}, ""
+    sources = [f"all but the sizes below: {source('gpu_full')}"]
+    for path in sorted((ROOT / "benchmarks/results").glob("gpu_full_*.json")):
+        newer = results(path.stem)["pictures"]
+        full["pictures"] |= newer
+        sources.append(f"{', '.join(newer)}: {source(path.stem)}")
+    if len(sources) == 1:
+        return full, "Measured on: " + source("gpu_full") + "."
+    return full, "Measured on:\n" + "\n".join(f"- {each}" for each in sources)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -53,8 +74,8 @@ def pictures(full: dict[str, Any]) -> str:
         for name, row in found.items():
             if name == "floor":
                 continue
-            faster = row["times_faster_than"]
-            ratios = ", ".join(f"{value:.2f}×" for other, value in faster.items() if name.startswith("hwaga") and other)
+            ours = name.startswith("hwaga")
+            ratios = ", ".join(f"{value:.2f}×" for value in row["times_faster_than"].values()) if ours else ""
             rows.append(
                 [
                     size,
@@ -62,7 +83,7 @@ def pictures(full: dict[str, Any]) -> str:
                     seconds(row["median"]),
                     seconds(row["p95"]),
                     seconds(row["first_seconds"]),
-                    ratios or "",
+                    ratios,
                     f"{row['working_mib'] / 1024:.2f} GiB",
                     f"{row['joules']:.0f} J" if "joules" in row else "",
                 ]
@@ -73,29 +94,38 @@ def pictures(full: dict[str, Any]) -> str:
         "median",
         "p95",
         "first",
-        "times faster than diffusers, than compiled",
+        "times faster than each of diffusers', in their order",
         "beside weights",
         "energy",
     ]
     return table(head, rows)
 
 
+PEERS = {
+    "diffusers": "diffusers",
+    "diffusers, cuDNN and compiled blocks": "diffusers, compiled",
+    "diffusers, the same in torchao's fp8": "compiled in torchao's fp8",
+}
+"""What ``gpu_full.py`` calls them, and what they are called where there is little room."""
+
+
 def in_short(full: dict[str, Any]) -> str:
     """One picture at a time, for the README."""
     rows = []
+    peers = [name for name in PEERS if any(name in found for found in full["pictures"].values())]
     for size, found in full["pictures"].items():
         if "at once" in size:
             continue
         both = found["hwaga bfloat16"], found["hwaga fp8"]
-        engines = (*both, *(row for name, row in found.items() if name.startswith("diffusers")))
+        engines = (*both, *(found.get(name) for name in peers))
         rows.append(
             [
                 size.replace("x", "×"),
-                *(f"{row['median']:.2f} s" for row in engines),
+                *(f"{row['median']:.2f} s" if row else "" for row in engines),
                 " / ".join(f"{row['psnr_db_to_diffusers']:.1f}" for row in both) + " dB",
             ]
         )
-    head = ["size", "Hwaga", "Hwaga, fp8", "diffusers", "diffusers, compiled", "pictures agree to, bfloat16 / fp8"]
+    head = ["size", "Hwaga", "Hwaga, fp8", *(PEERS[name] for name in peers), "pictures agree to, bfloat16 / fp8"]
     return table(head, rows)
 
 
@@ -187,6 +217,22 @@ def sdxl(found: dict[str, Any]) -> str:
     return table(["cap, GiB", "pictures", "time", "peak, measured", "foretold", "weights moved"], rows)
 
 
+def launches(found: dict[str, Any]) -> str:
+    """What launches cost the host, and what that comes to in pictures."""
+    rows = []
+    for of in ("text encoder", "512x512"):
+        for name, row in found[f"microseconds a call, {of}"].items():
+            rows.append(
+                [f"{name}, {of}", *(f"{row[way]['median']:.0f} µs" for way in ("jit", "ours", "without a launch"))]
+            )
+    for precision, title in (("full", "bfloat16"), ("fp8", "fp8")):
+        cases = found[f"milliseconds, {precision}"]
+        for phase in ("encode", "denoise", "total"):
+            spent = (f"{cases[way][phase]['median']:.0f} ms" for way in ("jit", "ours"))
+            rows.append([f"a picture of 512x512, {title}: {phase}", *spent, ""])
+    return table(["", "through Triton's JIT", "past it", "all else"], rows)
+
+
 def families(found: dict[str, Any]) -> str:
     """Both families at their default steps."""
     ours, diffusers = found["beside_diffusers"]["hwaga"], found["beside_diffusers"]["diffusers"]
@@ -234,10 +280,9 @@ def turns(found: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-def on_an_l4() -> str:
+def on_an_l4(full: dict[str, Any]) -> str:
     """What the data sheets foretell of an L4, from the profiles of an H100: products by TFLOP/s, all else by bandwidth."""
     rows = []
-    full = results("gpu_full")["pictures"]["1024x1024"]
     for name, kind, engine in (("gpu_profile", "bf16", "hwaga bfloat16"), ("gpu_profile_fp8", "fp8", "hwaga fp8")):
         kernels = results(name)["kernels"]
         scaled = 0.0
@@ -246,9 +291,10 @@ def on_an_l4() -> str:
             attention = "fprop" in kernel or "flash" in kernel
             of = kind if product and not attention else "bf16" if product else "bandwidth"
             scaled += row["microseconds_a_step"] / 1e6 * H100[of] / L4[of]
-        spent = full[engine]["phases"]
-        # Reading a prompt is bound by memory, decoding by products.
-        rest = spent["encode"] * H100["bandwidth"] / L4["bandwidth"] + spent["decode"] * H100["bf16"] / L4["bf16"]
+        spent = full["pictures"]["1024x1024"][engine]["phases"]
+        # A prompt takes as long as its weights take to be read, and never less than the host takes; products bind decoding.
+        encode = max(TEXT_ENCODER / (L4["bandwidth"] * 1e9), spent["encode"])
+        rest = encode + spent["decode"] * H100["bf16"] / L4["bf16"]
         rows.append(
             [engine, f"{spent['denoise'] + spent['encode'] + spent['decode']:.2f} s", f"{8 * scaled + rest:.1f} s"]
         )
@@ -270,22 +316,23 @@ CHANGES = {True: " with changes to the scripts or the code", False: "", None: " 
 """What there was beside the commit; a machine that gets the files alone is told which one they are of."""
 
 
-def where(*names: str) -> str:
-    found = [results(name)["where"] for name in names if results(name)]
-    said = sorted(
-        {
-            f"{one['gpu'] or one['cpu']}, torch {one['torch']}, commit {one['commit']}"
-            f"{CHANGES[one['uncommitted_changes']]}, {one['date']}"
-            for one in found
-        }
+def source(name: str) -> str:
+    """Device, versions and day of one result."""
+    one = results(name)["where"]
+    return (
+        f"{one['gpu'] or one['cpu']}, torch {one['torch']}, commit {one['commit']}"
+        f"{CHANGES[one['uncommitted_changes']]}, {one['date']}"
     )
-    return "Measured on: " + "; ".join(said) + "."
+
+
+def where(*names: str) -> str:
+    return "Measured on: " + "; ".join(sorted({source(name) for name in names if results(name)})) + "."
 
 
 def draw(full: dict[str, Any]) -> str:
     """Bars: seconds of every contender at every size of one picture."""
     sizes = [(size, found) for size, found in full["pictures"].items() if "at once" not in size]
-    colours = ("#2f6f4f", "#6fb08a", "#8a8f98", "#c2c6cc")
+    colours = ("#2f6f4f", "#6fb08a", "#6d727b", "#9a9fa8", "#c2c6cc")
     wide, bar, left = 760, 18, 92
     parts, y = [], 52
     for size, found in sizes:
@@ -316,17 +363,19 @@ def draw(full: dict[str, Any]) -> str:
 
 def sections() -> dict[str, str]:
     """What stands between the marks of the document, by name."""
-    full, made = results("gpu_full"), {}
+    (full, measured), made = whole_pictures(), dict[str, str]()
     if "floor" in str(full.get("pictures")):
         made["pictures"], made["phases"] = pictures(full), phases(full)
-        made["where gpu_full"] = where("gpu_full")
+        made["where gpu_full"] = measured
         made["in short"] = in_short(full)
-        made["l4"] = on_an_l4()
+        made["l4"] = on_an_l4(full)
     made["where gpu_profile"] = where("gpu_profile", "gpu_profile_fp8", "gpu_vae")
     for name in ("gpu_profile", "gpu_profile_fp8"):
         made[name] = profile(name)
     if results("cpu_profile"):
         made["cpu_profile"], made["where cpu_profile"] = on_a_cpu(results("cpu_profile")), where("cpu_profile")
+    if results("gpu_launch"):
+        made["launches"], made["where gpu_launch"] = launches(results("gpu_launch")), where("gpu_launch")
     if results("gpu_vae"):
         made["vae"] = autoencoder(results("gpu_vae"))
     if results("gpu_sdxl"):
@@ -353,7 +402,7 @@ def main() -> None:
             after = between.sub(lambda found, name=name: f"{found[1]}{made[name]}\n{found[2]}", after)
         texts = {document: after}
         if f"images/{PLOT.name}" in before:
-            texts[PLOT] = draw(results("gpu_full"))
+            texts[PLOT] = draw(whole_pictures()[0])
         for path, text in texts.items():
             if not path.exists() or path.read_text(encoding="utf-8") != text:
                 wrong.append(path.name)
