@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 from training import english, korean
 from training.colours import COLOURS, names_colour
 from training.pack import Names, Thing
 from training.scenes import Scene
-from training.strange import LOOSE, filled, with_strange_words
+from training.strange import LOOSE, OWN, filled, with_strange_words
 from training.wording import (
     ASKING,
     BACKGROUNDS,
@@ -52,9 +52,10 @@ class Habits:
     slips: float = 0.02
     strange: float = 0.2
     loose_background: float = 0.06
+    loose_colour: float = 0.12
 
 
-PLAIN = Habits(0, 0, 0, 0, 0, 0, 0, 0, 0)
+PLAIN = Habits(*[0] * len(fields(Habits)))
 
 
 class Captioner:
@@ -124,9 +125,17 @@ class Captioner:
         if coloured:
             names = COLOURS[colour]
             name = _usual(rng, names.korean)[0] if korean_ else _usual(rng, names.english)
-            if self.habits.loose_words and rng.random() < 0.15:
-                noun_colour = _usual(rng, names.korean)[1] if korean_ else name
-                trailing = rng.choice(COLOURED[language]).format(c=noun_colour)
+            noun_colour = _usual(rng, names.korean)[1] if korean_ else name
+            # A colour behind the name goes with one object, and in Korean with no clause after it.
+            behind = scene.kind != "count" and not (korean_ and scene.says_background)
+            if behind and rng.random() < self.habits.loose_colour:
+                told = filled(rng, rng.choice(OWN[language]), language).format(c=name, n=noun_colour)
+                noun, trailing = (noun + told, "") if korean_ else (noun, told)
+            elif self.habits.loose_words and rng.random() < 0.15:
+                form = rng.choice(COLOURED[language])
+                trailing = ("" if korean_ else " ") + form.format(
+                    c=noun_colour, c_instrument=korean.towards(noun_colour)
+                )
             else:
                 adjectives.append(name)
         if scene.kind in ("small", "large"):
@@ -147,7 +156,7 @@ class Captioner:
         words = " ".join([*adjectives, noun])
         bare = english.is_plural(noun) or (self.habits.loose_words > 0 and rng.random() < 0.25)
         words = words if bare else english.with_article(words)
-        return f"{words} {trailing}" if trailing else words
+        return words + trailing
 
     def _counted(
         self, rng: random.Random, thing: Thing, count: int, adjectives: Sequence[str], noun: str, trailing: str, language: str
@@ -160,7 +169,7 @@ class Captioner:
         described = " ".join([*adjectives, english.plural(noun)])
         form = _usual(rng, COUNTED["en"])
         words = form.format(x=described, n=english.COUNTS[count], d=count)
-        return f"{words} {trailing}" if trailing else words
+        return words + trailing
 
     def _pair(self, rng: random.Random, scene: Scene, language: str) -> str:
         first, second = (self.word(rng, self.things[thing].names(language)) for thing in scene.things)

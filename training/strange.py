@@ -38,10 +38,20 @@ _HANGUL, _SYLLABLES, _FINALS = 0xAC00, 11172, 28
 
 LOOSE: dict[str, tuple[str, ...]] = {
     "en": ("{x}, ? {c}", "{x}, ? ? {c}", "{x}. ? {c}", "{c} ?, {x}", "? {c}, ? {x}", "? is {c}, ? {x}"),
-    "ko": ("{n} ?, {x}", "? {n}, ? {x}", "{x}, ? {n}", "{x}. ? {n}", "{n_instrument} ? {x}", "{n_instrument} ?, {x}"),
+    "ko": ("{n} ?, {x}", "? {n}, ? {x}", "{x}, ? {n}", "{x}. ? {n}", "{n_instrument} ?, {x}"),
 }
-"""Backgrounds that are told by nothing but a colour which stands apart from the object; a question mark is any word. Something
-always parts the two, a sign or a Korean particle: in "a cat looks red" the colour is the cat's."""
+"""Backgrounds that are told by nothing but a colour which stands apart from the object; a question mark is any word. A sign
+always parts the two: in "a cat looks red" the colour is the cat's."""
+
+OWN: dict[str, tuple[str, ...]] = {
+    "en": (
+        " which is all {c}", " turned {c}", " dyed {c}", " whose colour is {c}", " and it is {c}", ", itself {c}",
+        ", {c} from top to bottom", ", the {c} kind", ", ? it {c}", ", ? ? it ? {c}",
+    ),
+    "ko": ("인데 색은 {n}", "인데 색이 ? {n}", ", 색깔만 {n}", ", 몸 색깔 {n}"),
+}  # fmt: skip
+"""The object's colour, told behind its name. A word for it or for its colour says so: without one, a colour that stands apart
+is the background's. A model that was taught otherwise painted objects in what unheard phrasings say of backgrounds."""
 
 
 def strange_word(rng: random.Random, language: str) -> str:
@@ -59,7 +69,7 @@ def _hangul(rng: random.Random) -> str:
 
 
 def filled(rng: random.Random, form: str, language: str) -> str:
-    """A form of ``LOOSE`` with words for its question marks."""
+    """A form of ``LOOSE`` or ``OWN`` with words for its question marks."""
     while "?" in form:
         form = form.replace("?", strange_word(rng, language), 1)
     return form

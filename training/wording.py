@@ -209,7 +209,16 @@ STACKED: dict[str, tuple[str, ...]] = {
 
 COLOURED: dict[str, tuple[str, ...]] = {
     "en": ("that is {c}", "in {c}", "painted {c}", "of {c} colour"),
-    "ko": ("{c}의", "{c}인", "{c} 칠을 한", "색깔이 {c}인"),
+    "ko": (
+        "{c}의",
+        "{c}인",
+        "{c} 칠을 한",
+        "색깔이 {c}인",
+        "몸이 {c}인",
+        "온통 {c}인",
+        "{c_instrument} 물든",
+        "{c_instrument} 된",
+    ),
 }
 
 ASKING: dict[str, tuple[str, ...]] = {

@@ -10,7 +10,7 @@ from training import english, korean
 from training.captions import PLAIN, Captioner, Habits
 from training.colours import COLOURS, WHITE, names_colour
 from training.pack import STYLES, Names, Thing
-from training.scenes import MOST_OBJECTS, Placed, Scene, SceneMaker, place
+from training.scenes import BACKGROUND, BEHIND_DYED, MOST_OBJECTS, Placed, Scene, SceneMaker, place
 from training.wording import ASKING, BACKGROUNDS, COUNTED, FILLERS, PAIRS, QUALITIES
 
 
@@ -153,3 +153,17 @@ def test_sources_keep_what_the_caption_does_not_mention() -> None:
             assert (scene.top, scene.bottom) == (scene.source.top, scene.source.bottom)
         changed += (scene.top, scene.bottom) != (scene.source.top, scene.source.bottom)
     assert changed > 1000
+
+
+def test_what_lies_behind_dyed_objects() -> None:
+    """A colour alone is asked for often enough to be known as the object's."""
+    names = Names("cat", ("cat",), ())
+    thing = Thing("cat", "Animals & Nature", names, names, dict.fromkeys(STYLES, (0.6, 0.2, 0.1)), True, -1)
+    rng, maker = random.Random(9), SceneMaker([thing, thing])
+    silent: dict[bool, list[bool]] = {True: [], False: []}
+    for _ in range(6000):
+        scene = maker.scene(rng, 256, 256)
+        silent[scene.placed[0].dye >= 0].append(not scene.says_background)
+    shares = {dyed: sum(found) / len(found) for dyed, found in silent.items()}
+    assert abs(shares[True] - BEHIND_DYED["silent"]) < 0.04
+    assert abs(shares[False] - BACKGROUND["silent"]) < 0.03

@@ -13,7 +13,7 @@ from training.colours import COLOURS
 from training.everyday import everyday_words
 from training.pack import STYLES, Names, Thing
 from training.scenes import SceneMaker
-from training.strange import LOOSE, WORDS, filled, strange_word, with_strange_words
+from training.strange import LOOSE, OWN, WORDS, filled, strange_word, with_strange_words
 from training.wording import BACKGROUNDS, UNSEEN
 
 
@@ -61,6 +61,30 @@ def test_loose_backgrounds_get_a_word_for_each_gap(language: str) -> None:
         assert len(done.split()) == len(form.split())
 
 
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_an_objects_colour_is_told_behind_its_name_too(language: str) -> None:
+    names = {"en": Names("cat", ("cat",), ()), "ko": Names("고양이", ("고양이",), ())}
+    thing = Thing("cat", "Animals & Nature", names["en"], names["ko"], dict.fromkeys(STYLES, (0.6, 0.2, 0.1)), False, 3)
+    captioner, rng, maker = (
+        Captioner([thing], habits=replace(PLAIN, loose_colour=1.0)),
+        random.Random(5),
+        SceneMaker([thing]),
+    )
+    said = set()
+    for _ in range(600):
+        scene = replace(maker.scene(rng, 256, 256), says_colour=True, says_background=False)
+        if scene.kind != "one":
+            continue
+        text = captioner.caption(rng, scene, language)
+        dye = COLOURS[scene.placed[0].dye if scene.placed[0].dye >= 0 else thing.natural]
+        forms = dye.english if language == "en" else [form for pair in dye.korean for form in pair]
+        name, _, behind = text.partition(names[language].name)
+        assert name in ("", "a ")
+        assert any(form in behind for form in forms), text
+        said.add(behind)
+    assert len(said) > 30
+
+
 def test_nothing_here_says_what_is_held_out() -> None:
     """Words by which only a phrasing for measuring tells what is behind are not among those that are listened past."""
     for language, forms in UNSEEN.items():
@@ -75,10 +99,20 @@ def _words(forms: Sequence[str]) -> set[str]:
 
 def test_a_colour_beside_its_object_is_the_objects() -> None:
     """No background is told by a colour that nothing but words part from the object: that is how objects are coloured."""
-    for form in LOOSE["en"]:
-        assert re.search(r"[,.]", form)
-    for form in LOOSE["ko"]:
-        assert re.search(r"[,.]|_instrument", form)
+    for language, forms in LOOSE.items():
+        for form in forms:
+            assert re.search(r"[,.]", form), form
+            assert "{x}" + form not in OWN[language]
+
+
+def test_a_colour_behind_its_object_says_whose_it_is() -> None:
+    """After a sign, a word stands for the object or for its colour, which no background's colour has."""
+    own = {"en": r"\b(it|itself|kind|from top to bottom)\b", "ko": r"색(은|이|깔)"}
+    for language, forms in OWN.items():
+        for form in forms:
+            parted = language == "ko" or form.startswith(",")
+            assert not parted or re.search(own[language], form), form
+    assert not any(re.search(own[language], form) for language, forms in LOOSE.items() for form in forms)
 
 
 @pytest.mark.parametrize("language", ["en", "ko"])
