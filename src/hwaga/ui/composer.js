@@ -29,6 +29,7 @@ export class Composer {
     this.start = new StartPicture({ changed, restore: (settings) => this.fill(settings.request, null, settings.model) });
     this.look = debounced(350, () => this.#read());
     this.save = debounced(300, () => this.#save());
+    addEventListener("pagehide", () => this.#save()); // one who reloads may have typed a moment ago
     this.form.addEventListener("input", changed);
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
