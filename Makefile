@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime-installed
 DEV := $(VENV)/.dev-installed
+BUILT_FROM := pyproject.toml constraints.txt hatch_build.py src/hwaga/kernels/avx512.c
 DEV_EXTRAS := dev,server,sdxl,training
 
 # The first Python on the path that is new enough; looked up only when the environment is made. Override: make PYTHON=…
@@ -70,10 +71,10 @@ $(BIN)/pip:
 	echo "Making $(VENV) with $$($$python --version)"; \
 	$$python -m venv $(VENV)
 
-$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/pip
+$(RUNTIME): $(BUILT_FROM) | $(BIN)/pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable .
 	@touch $@
 
-$(DEV): pyproject.toml constraints.txt | $(BIN)/pip
+$(DEV): $(BUILT_FROM) | $(BIN)/pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[$(DEV_EXTRAS)]"
 	@touch $(RUNTIME) $@

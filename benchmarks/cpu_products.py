@@ -3,7 +3,7 @@
     python benchmarks/cpu_products.py [--runs 150]
 
 It measures time that the thread computed, not the clock's, and the fastest of many runs, so that other work on the machine
-matters little. The figures go to ``results/cpu_products.json``; choices in ``hwaga/kernels/cpu.py`` and the default number
+matters little. The figures go to ``results/cpu_products.json``; choices in ``hwaga/kernels`` and the default number
 format rest on them.
 """
 
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from report import write_report
 from torch import Tensor
 
-from hwaga.kernels import cpu
+from hwaga.kernels import avx512, cpu
 from hwaga.kernels.reference import swiglu
 
 TOKENS, DIM, HIDDEN, HEADS = 288, 336, 896, 7
@@ -62,6 +62,48 @@ def gated(runs: int) -> dict[str, Any]:
         apart = fastest(lambda x=x, w=weight: swiglu(F.linear(x, w)), runs)
         at_once = fastest(lambda x=x, w=weight: cpu.gated_product(x, w), runs)
         rows[_name(dtype)] = {"torch": round(apart * 1e6), "in one pass": round(at_once * 1e6)}
+        if avx512.level():
+            in_c = fastest(lambda x=x, w=weight: avx512.swiglu(cpu.product(x, w, None)), runs)
+            rows[_name(dtype)]["silu in C"] = round(in_c * 1e6)
+    return rows
+
+
+def eight_bits(runs: int) -> dict[str, Any]:
+    """GFLOP/s of oneDNN's product of 8-bit integers, without what makes rows of activations into them: Hwaga has none."""
+    rows = {}
+    for name, (width, out) in PRODUCTS.items():
+        x = torch.randint(0, 256, (TOKENS, width), dtype=torch.uint8)
+        weight = torch.ops.onednn.qlinear_prepack(
+            torch.randint(-127, 128, (out, width), dtype=torch.int8), [TOKENS, width]
+        )
+        scales, zeros = torch.ones(out), torch.zeros(out, dtype=torch.int32)
+
+        def call(x: Tensor = x, weight: Tensor = weight, scales: Tensor = scales, zeros: Tensor = zeros) -> Tensor:
+            made: Tensor = torch.ops.onednn.qlinear_pointwise(
+                x, 1.0, 128, weight, scales, zeros, None, 1.0, 0, torch.bfloat16, "none", [], ""
+            )
+            return made
+
+        rows[name] = round(2 * TOKENS * width * out / 1e9 / fastest(call, runs))
+    return rows
+
+
+def between(runs: int) -> dict[str, Any]:
+    """Microseconds of what a block does between products: the end of a branch with two norms, norm and rotation of heads."""
+    rows = {}
+    for dtype in DTYPES:
+        x, update, gain = (torch.randn(n, DIM).to(dtype) for n in (TOKENS, TOKENS, 1))
+        qkv, head = torch.randn(TOKENS, 3 * DIM).to(dtype), torch.randn(DIM // HEADS).to(dtype)
+        angles = torch.randn(TOKENS, DIM // HEADS // 2)
+        rotation = torch.polar(torch.ones_like(angles), angles)
+        for name, way in {"torch": cpu, "in C": avx512}.items():
+            if way is avx512 and avx512.level() < avx512.ALL:
+                continue
+            ends = fastest(lambda way=way, a=x, b=update, g=gain: way.residual_norm(a, b, g, g, 1e-5), runs)
+            turns = fastest(
+                lambda way=way, a=qkv, g=head, r=rotation: way.turned_heads(a, (HEADS, HEADS), (g, g), 1e-5, r), runs
+            )
+            rows[f"{_name(dtype)}, {name}"] = {"residual_norm": round(ends * 1e6), "turned_heads": round(turns * 1e6)}
     return rows
 
 
@@ -75,6 +117,12 @@ def attention(runs: int) -> dict[str, Any]:
         "torch bfloat16": lambda: F.scaled_dot_product_attention(*halves),
         "scores in float32": lambda: cpu.attend(q, k, halves[2]),
     }
+    if avx512.level() == avx512.ALL:
+        for dtype, parts in ((torch.float32, (q, k, v)), (torch.bfloat16, halves)):
+            packed = [part[0].transpose(0, 1).contiguous() for part in parts]
+            ways[f"in C {_name(dtype)}"] = lambda packed=packed: (
+                avx512.attend(*packed, 1).unflatten(1, (HEADS, -1)).transpose(0, 1)[None]
+            )
     return {
         name: {
             "microseconds": round(fastest(way, runs) * 1e6),
@@ -96,10 +144,16 @@ def main() -> None:
     if not all(cpu.has_products(dtype) for dtype in DTYPES):
         raise SystemExit("This CPU has no products of oneDNN's in torch.")
     torch.set_num_threads(1)
-    figures = {"gflop_per_second": products(runs), "gated_microseconds": gated(runs), "attention": attention(runs)}
+    figures = {
+        "gflop_per_second": products(runs),
+        "gflop_per_second_int8": eight_bits(runs),
+        "gated_microseconds": gated(runs),
+        "between_microseconds": between(runs),
+        "attention": attention(runs),
+    }
     for name, rows in figures.items():
         for row, values in rows.items():
-            print(f"{name:<20}{row:<24}{values}")
+            print(f"{name:<24}{row:<24}{values}")
     print(write_report("cpu_products", figures))
 
 

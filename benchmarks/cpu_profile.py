@@ -16,22 +16,31 @@ from collections import Counter
 from collections.abc import Callable
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from cpu_mini import DTYPES, PROMPTS, diffusers_maker, hwaga_maker
 from report import write_report
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
+
+from hwaga.kernels import avx512
 
 KINDS = {
     "matrix products": ("aten::addmm", "aten::mm", "aten::linear", "mkldnn::_linear_pointwise"),
-    "attention": ("aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product", "aten::_softmax", "aten::scaled_dot_product"),
+    "attention": (
+        "hwaga::attend", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product", "aten::_softmax",
+        "aten::scaled_dot_product",
+    ),
     "convolutions": (
         "aten::mkldnn_convolution", "aten::convolution", "aten::_convolution", "aten::conv2d", "aten::conv_transpose",
         "aten::slow_conv", "aten::thnn_conv", "mkldnn::_convolution",
     ),
 }  # fmt: skip
 """What operations of each kind begin with. All others are passes over memory."""
+
+IN_C = ("attend", "gained_norm", "residual_norm", "turned_heads", "swiglu", "group_norm_silu")
+"""Operations of ``avx512``, which torch's profiler does not see by itself."""
 
 PASSES, OUTSIDE = "passes over memory", "outside torch"
 
@@ -61,7 +70,9 @@ def gflop(make: Callable[[str, int], Any]) -> float:
         torch.ops.mkldnn._linear_pointwise: _linear,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     }
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+    # Operations in C multiply what torch's do, and only those are counted.
+    without = mock.patch.object(avx512, "_compiled", return_value=(None, avx512.NOTHING))
+    with without, FlopCounterMode(display=False, custom_mapping=own) as counter:
         make(PROMPTS[0], 1)
     return counter.get_total_flops() / 1e9
 
@@ -75,6 +86,17 @@ def _linear(x: torch.Size, second: torch.Size, third: Any, *_: Any, **__: Any) -
 def _attention(query: torch.Size, key: torch.Size, *_: Any, **__: Any) -> int:
     """Of ``[B, H, N, D]`` and ``[B, H, M, D]``: scores, and the mean of values by them."""
     return int(4 * query.numel() * key[2])
+
+
+def seen(name: str) -> Callable[..., Any]:
+    """An operation in C, so that the profiler has it by its name."""
+    call = getattr(avx512, name)
+
+    def recorded(*arguments: Any, **options: Any) -> Any:
+        with record_function(f"hwaga::{name}"):
+            return call(*arguments, **options)
+
+    return recorded
 
 
 def spent(make: Callable[[str, int], Any], seed: int) -> dict[str, float]:
@@ -93,6 +115,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
+    for name in IN_C:
+        setattr(avx512, name, seen(name))
     figures: dict[str, Any] = {"gflop_per_second": {}, "pictures": {}}
     for dtype in DTYPES:
         speed = gflop_per_second(getattr(torch, dtype))

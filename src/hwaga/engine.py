@@ -32,7 +32,7 @@ from hwaga.forecast import FULL, INSTEAD, choose, first_pictures, precisions, wh
 from hwaga.memory.budget import process_memory
 from hwaga.memory.device import peak_allocated, reset_peak
 from hwaga.memory.plan import Plan
-from hwaga.memory.trim import trim_host_memory
+from hwaga.memory.trim import SPARE, trim_host_memory
 from hwaga.placement import Attempt, Placement, Work
 from hwaga.request import ImageRequest
 from hwaga.resolve import Job, Resolver
@@ -205,7 +205,7 @@ class Engine:
         try:
             yield from self._drawn(requests)
         finally:
-            trim_host_memory()
+            trim_host_memory(SPARE)
 
     @torch.inference_mode()
     def _drawn(self, requests: Sequence[ImageRequest]) -> Iterator[Step | list[Result]]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hwaga.kernels import cpu, operations, reference
+from hwaga.kernels import avx512, cpu, operations, reference
 
 EPS = 1e-5
 
@@ -125,6 +125,7 @@ def test_without_onednn_products_are_torchs_own(missing: str, monkeypatch: pytes
         monkeypatch.setattr(torch.ops, "mkldnn", Nothing())
     else:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+    monkeypatch.setattr(avx512, "_compiled", lambda: (None, avx512.NOTHING))
     cpu.has_products.cache_clear()
     try:
         with torch.inference_mode():

@@ -38,6 +38,22 @@ def test_what_was_freed_goes_back_to_the_system() -> None:
 
 
 @glibc
+@pytest.mark.skipif(not hasattr(trim._libc(), "mallinfo2"), reason="glibc before 2.33 does not say what is free")
+def test_a_little_may_stay() -> None:
+    little, much = (PROGRAM.replace("trim_host_memory()", f"trim_host_memory({mib} * 2**20)") for mib in (128, 32))
+    freed = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+            ).stdout
+        )
+        for program in (little, much)
+    ]
+    assert freed[0] < 2**20
+    assert freed[1] > 32 * 2**20
+
+
+@glibc
 def test_threads_share_a_few_arenas() -> None:
     # With as many arenas as threads, each thread's small allocations come from another 64 MiB of addresses.
     program = """

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.backends import cuda as cuda_backends
 from torch.nn.attention import SDPBackend
 
-from hwaga.kernels import cpu
+from hwaga.kernels import avx512, cpu
 
 CANDIDATES = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
 """Ways of torch's that need no matrix of scores."""
@@ -53,6 +53,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, causal
         runs = zip(q.split(list(lengths)), k.split(list(lengths)), v.split(list(lengths)), lengths, strict=True)
         return torch.cat([attention(a, b, c, (length,), causal=causal) for a, b, c, length in runs])
     batch = len(lengths)
+    if not causal and avx512.attends(q, k, v):
+        return avx512.attend(q, k, v, batch)
     q, k, v = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
     return attend(q, k, v, causal=causal).transpose(1, 2).flatten(2).flatten(0, 1)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hwaga.kernels import reference
+from hwaga.kernels import avx512, reference
 from hwaga.kernels.attention import attend
 from hwaga.kernels.operations import why_not_fused
 
@@ -26,10 +26,17 @@ def fused(x: Tensor) -> bool:
     return why_not_fused(x.device) is None
 
 
+def in_order(x: Tensor) -> bool:
+    """Whether a CPU keeps pictures in channels-last order, for its operations in C."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and avx512.level() > 0
+
+
 def group_norm_silu(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, *, offset: Tensor | None = None, silu: bool = True
 ) -> Tensor:
     """See ``reference``."""
+    if offset is None and avx512.norms(x, None, weight, bias):
+        return avx512.group_norm_silu(x, None, groups, weight, bias, eps, silu=silu, out=x)
     if not fused(x):
         return reference.group_norm_silu(x, groups, weight, bias, eps, offset=offset, silu=silu)
     from hwaga.kernels import group_norm
@@ -42,6 +49,9 @@ def add_group_norm_silu(
     *, silu: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See ``reference``."""
+    if offset is None and avx512.norms(update, residual, weight, bias):
+        out = torch.empty_like(update)
+        return update, avx512.group_norm_silu(update, residual, groups, weight, bias, eps, silu=silu, out=out)
     if not fused(update):
         return reference.add_group_norm_silu(update, residual, offset, groups, weight, bias, eps, silu=silu)
     from hwaga.kernels import group_norm
@@ -83,6 +93,8 @@ def convolve(
     add it in a pass of its own that the next operation can save.
     """
     if not fused(x):
+        if in_order(x):
+            x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight))
         return F.conv2d(x, weight, bias, stride, padding), None
     x, weight = (each.contiguous(memory_format=torch.channels_last) for each in (x, weight))
     lacking, spare = (-count % CHANNELS_MULTIPLE for count in (weight.shape[1], weight.shape[0]))

@@ -1,5 +1,5 @@
-"""The operations as networks call them: fused where a GPU runs them, a CPU's own on a CPU, and the reference for anything else
-and wherever a gradient is wanted.
+"""The operations as networks call them: fused where a GPU runs them, a CPU's own on a CPU (in C, or put together from torch's),
+and the reference for anything else and wherever a gradient is wanted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hwaga.kernels import cpu, reference
+from hwaga.kernels import avx512, cpu, reference
 from hwaga.kernels.coded import Coded, Form, Rows
 
 
@@ -23,6 +23,8 @@ def gained_norm(x: Tensor, gain: Tensor, eps: float, row: int | Tensor = 0, form
 
         return fused.gained_norm(x, gain, eps, row, form)
     if form is Form.PLAIN and _is_on_cpu(x):
+        if avx512.can_run(x, gain):
+            return avx512.gained_norm(x, gain, eps, row)
         return cpu.gained_norm(x, gain, eps, row)
     return reference.gained_norm(x, gain, eps, row, form)
 
@@ -42,6 +44,8 @@ def residual_norm(
 
         return fused.residual_norm(x, update, gate, gain, eps, row, form)
     if form is Form.PLAIN and _is_on_cpu(x):
+        if avx512.can_run(x, update, gate, gain):
+            return avx512.residual_norm(x, update, gate, gain, eps, row)
         return cpu.residual_norm(x, update, gate, gain, eps, row)
     return reference.residual_norm(x, update, gate, gain, eps, row, form)
 
@@ -79,6 +83,8 @@ def turned_heads(
 
         return fused.turned_heads(qkv, heads, gains, eps, rotation, halves=halves)
     if not halves and _is_on_cpu(qkv):
+        if avx512.turns(qkv, heads, gains):
+            return avx512.turned_heads(qkv, heads, gains, eps, rotation)
         return cpu.turned_heads(qkv, heads, gains, eps, rotation)
     return reference.turned_heads(qkv, heads, gains, eps, rotation, halves=halves)
 
@@ -97,8 +103,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def gated_product(x: Tensor, weight: Tensor) -> Tensor | None:
-    """``swiglu`` of the product with ``[2 * hidden, in]`` in the same pass, or None where the device has no such product."""
-    return cpu.gated_product(x, weight) if _is_on_cpu(x) and cpu.has_products(x.dtype) else None
+    """``swiglu`` of the product with ``[2 * hidden, in]``, or None where a device has nothing of its own for both together."""
+    if not _is_on_cpu(x):
+        return None
+    if avx512.can_run(x, weight):
+        return avx512.swiglu(product(x, weight, None))
+    return cpu.gated_product(x, weight) if cpu.has_products(x.dtype) else None
 
 
 def scaled_product(x: Coded, codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:

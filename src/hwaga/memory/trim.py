@@ -13,18 +13,38 @@ from functools import cache
 M_ARENA_MAX = -8
 """Of mallopt(3)."""
 
+SPARE = 128 * 2**20
+"""Bytes of freed memory that may stay for the next picture. A small picture on a CPU is computed in less, and the system would
+take a tenth of its time to hand out the same pages again for each."""
+
+
+class _Statistics(ctypes.Structure):
+    """``struct mallinfo2`` of mallinfo(3)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    )  # fmt: skip
+
 
 @cache
 def _libc() -> ctypes.CDLL | None:
     libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "malloc_trim") else None
+    if not hasattr(libc, "malloc_trim"):
+        return None
+    if hasattr(libc, "mallinfo2"):  # glibc has it from 2.33 on
+        libc.mallinfo2.restype = _Statistics
+    return libc
 
 
-def trim_host_memory() -> None:
-    """Returns freed memory to the system; does nothing where the C library is not glibc."""
+def trim_host_memory(spare: int = 0) -> None:
+    """Returns freed memory to the system, unless it is less than ``spare`` bytes; does nothing where the C library is not
+    glibc.
+    """
     libc = _libc()
-    if libc is not None:
-        libc.malloc_trim(0)
+    if libc is None or (spare and hasattr(libc, "mallinfo2") and libc.mallinfo2().fordblks < spare):
+        return
+    libc.malloc_trim(0)
 
 
 def prepare_process() -> None:
