@@ -93,7 +93,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
 def turns(qkv: Tensor, heads: tuple[int, int], gains: tuple[Tensor, Tensor] | None) -> bool:
     """Whether ``turned_heads`` takes such tensors, and ``attend`` what comes of them."""
     queries, kv = heads
-    if queries != kv or qkv.shape[1] // (3 * queries) % LANES or not can_run(qkv, *(gains or ())):
+    if queries != kv or qkv.shape[1] // (3 * queries) % LANES or not qkv.is_contiguous():
+        return False
+    if not can_run(qkv, *(gains or ())):
         return False
     return level() == ALL or qkv.dtype != HALF
 
@@ -104,8 +106,7 @@ def turned_heads(
     """See ``reference.turned_heads``, for pairs of neighbouring channels. ``qkv`` is written over."""
     module, _ = _compiled()
     assert module is not None
-    assert qkv.is_contiguous()
-    assert rotation.is_contiguous()
+    rotation = rotation.contiguous()
     queries, kv = heads
     tokens, channels = qkv.shape
     width = channels // (queries + 2 * kv)
