@@ -8,9 +8,12 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +27,29 @@ class Compile(BuildHookInterface[Any]):
     """Adds the module to a wheel, or to the folder of an editable installation."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 (hatchling gives it by name)
-        root = Path(self.root)
-        (root / MODULE).unlink(missing_ok=True)  # which may be another machine's, or of another source
         if sys.platform != "linux" or platform.machine() != "x86_64":
             return
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-        compiled = (root / MODULE).with_suffix(".o")
-        headers = f"-I{sysconfig.get_path('include')}"
-        warnings = ("-Wall", "-Wextra", "-Werror=implicit-function-declaration")
-        commands = (
-            [*compiler, "-O3", "-fPIC", "-fopenmp", *warnings, headers, "-c", str(root / SOURCE), "-o", str(compiled)],
-            [*compiler, "-shared", str(compiled), "-lm", "-o", str(root / MODULE)],
-        )
-        try:
-            for command in commands:
-                subprocess.run(command, check=True, capture_output=True, text=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            why = getattr(error, "stderr", None) or error
-            self.app.display_warning(f"{SOURCE} was not compiled, so that pictures on a CPU take longer: {why}")
-            return
-        finally:
-            compiled.unlink(missing_ok=True)
+        root = Path(self.root)
+        source, module = root / SOURCE, root / MODULE
+        with tempfile.TemporaryDirectory(prefix="hwaga-") as folder:
+            compiled, linked = Path(folder, "avx512.o"), Path(folder, module.name)
+            facts = (f"-I{sysconfig.get_path('include')}", f'-DSOURCE="{sha256(source.read_bytes()).hexdigest()}"')
+            warnings = ("-Wall", "-Wextra", "-Werror=implicit-function-declaration")
+            try:
+                compiler = shlex.split(os.environ.get("CC") or "cc")
+                for command in (
+                    [*compiler, "-O3", "-fPIC", "-fopenmp", *warnings, *facts, "-c", str(source), "-o", str(compiled)],
+                    [*compiler, "-shared", str(compiled), "-lm", "-o", str(linked)],
+                ):
+                    subprocess.run(command, check=True, capture_output=True, text=True)
+                if b"__kmpc_" in linked.read_bytes():
+                    raise ValueError("it calls LLVM's OpenMP, and torch brings GCC's: set CC to a GCC")
+            except (OSError, ValueError, subprocess.CalledProcessError) as error:
+                why = getattr(error, "stderr", None) or error
+                self.app.display_warning(f"{SOURCE} was not compiled, so that pictures on a CPU take longer: {why}")
+                return
+            shutil.copy(linked, module.with_suffix(".new"))
+            module.with_suffix(".new").replace(module)  # at once: a process may have the old one open
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
         build_data["artifacts"].append(f"/{MODULE}")

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -212,6 +213,36 @@ def test_as_many_threads_as_there_are_give_the_same() -> None:
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@runs_here
+def test_infinity_is_not_hidden() -> None:
+    x = torch.zeros(1, 16, 10, 10).contiguous(memory_format=torch.channels_last)
+    x[0, 3, 5, 5] = float("inf")
+    ones = torch.ones(16)
+    found = image_ops.group_norm_silu(x.clone(memory_format=torch.preserve_format), 4, ones, ones, 1e-6, silu=False)
+    wanted = reference.group_norm_silu(x, 4, ones, ones, 1e-6, silu=False)
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+
+
+def test_no_memory_is_said_as_torch_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(avx512, "_compiled", lambda: (SimpleNamespace(attend=fails, norm_pictures=fails), avx512.ALL))
+    x, ones = torch.zeros(4, 1, 16), torch.ones(16)
+    with pytest.raises(torch.OutOfMemoryError):
+        avx512.attend(x, x, x, 1)
+    picture = torch.zeros(1, 16, 2, 2).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(torch.OutOfMemoryError):
+        avx512.group_norm_silu(picture, None, 4, ones, ones, 1e-6, silu=True, out=picture)
+
+
+@runs_here
+def test_of_another_source_it_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "avx512.c").write_text("another")
+    monkeypatch.setattr(avx512, "__file__", str(tmp_path / "avx512.py"))
+    assert avx512._compiled.__wrapped__() == (None, avx512.NOTHING)
 
 
 def _as_torch_does(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Tensor]) -> Tensor:

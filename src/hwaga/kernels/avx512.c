@@ -15,6 +15,10 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#ifndef SOURCE
+#error "hatch_build.py compiles this: SOURCE is the SHA-256 of the file"
+#endif
+
 int omp_get_max_threads(void);
 
 #define WIDE __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
@@ -409,8 +413,8 @@ static int attention_all(const Attention *a, Size runs, int half)
     splits = splits < 1 ? 1 : splits;
     Size queries = rounded_up((a->keys + splits - 1) / splits, ROWS_AT_ONCE);
     splits = (a->keys + queries - 1) / queries;
-    int enough = 1;
-#pragma omp parallel
+    int enough = 1, wanted = (int)(runs * a->heads * splits < threads ? runs * a->heads * splits : threads);
+#pragma omp parallel num_threads(wanted)
     {
         Scratch s;
         s.keys = aligned_alloc(64, (size_t)rounded_up(padded * a->width * (half ? 2 : 4), 64));
@@ -519,7 +523,7 @@ static void factors_of(const Norm *n, const float *sums, Size pieces, float *fac
             }
         }
         double mean = sum / count, variance = square / count - mean * mean;
-        double factor = 1 / sqrt((variance > 0 ? variance : 0) + n->eps);
+        double factor = 1 / sqrt((variance < 0 ? 0 : variance) + n->eps);
         for (Size c = group * width; c < (group + 1) * width; c++) {
             factors[c] = (float)(factor * number(n->weight, c, half));
             factors[n->channels + c] = (float)(number(n->bias, c, half) - mean * factor * number(n->weight, c, half));
@@ -557,17 +561,19 @@ static int norm_all(const Norm *n, Size batch, int half)
     return 1;
 }
 
-/* ---- For Python: addresses and sizes as integers, then eps or scale as a float */
+/* ---- For Python: addresses and sizes as integers, then eps or scale as a float where there is one */
 
 static int taken(const char *name, PyObject *const *args, Size count, Size *numbers, Size wanted, float *last)
 {
-    if (count != wanted + 1) {
-        PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", name, wanted + 1, count);
+    Size all = wanted + (last != NULL);
+    if (count != all) {
+        PyErr_Format(PyExc_TypeError, "%s takes %zd arguments, not %zd", name, all, count);
         return 0;
     }
     for (Size i = 0; i < wanted; i++)
         numbers[i] = PyLong_AsSsize_t(args[i]);
-    *last = (float)PyFloat_AsDouble(args[wanted]);
+    if (last)
+        *last = (float)PyFloat_AsDouble(args[wanted]);
     return !PyErr_Occurred();
 }
 
@@ -583,19 +589,22 @@ static PyObject *norm_rows(PyObject *self, PyObject *const *args, Py_ssize_t cou
     rows.x = (void *)n[0], rows.update = (void *)n[1], rows.gate = (void *)n[2], rows.gain = (void *)n[3];
     rows.row_of = (void *)n[4], rows.total = (void *)n[5], rows.normed = (void *)n[6];
     rows.channels = n[8], rows.gate_stride = n[9], rows.gain_stride = n[10];
-    Py_BEGIN_ALLOW_THREADS rows_all(&rows, n[7], (int)n[11]);
-    Py_END_ALLOW_THREADS return done(1);
+    Py_BEGIN_ALLOW_THREADS
+    rows_all(&rows, n[7], (int)n[11]);
+    Py_END_ALLOW_THREADS
+    return done(1);
 }
 
 static PyObject *swiglu(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     (void)self;
     Size n[5];
-    float none;
-    if (!taken("swiglu", args, count, n, 5, &none))
+    if (!taken("swiglu", args, count, n, 5, NULL))
         return NULL;
-    Py_BEGIN_ALLOW_THREADS swiglu_all((void *)n[0], (void *)n[1], n[2], n[3], (int)n[4]);
-    Py_END_ALLOW_THREADS return done(1);
+    Py_BEGIN_ALLOW_THREADS
+    swiglu_all((void *)n[0], (void *)n[1], n[2], n[3], (int)n[4]);
+    Py_END_ALLOW_THREADS
+    return done(1);
 }
 
 static PyObject *turn_heads(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -607,8 +616,10 @@ static PyObject *turn_heads(PyObject *self, PyObject *const *args, Py_ssize_t co
         return NULL;
     heads.qkv = (void *)n[0], heads.q_gain = (void *)n[1], heads.k_gain = (void *)n[2], heads.rotation = (void *)n[3];
     heads.stride = n[5], heads.queries = n[6], heads.turned = n[7], heads.width = n[8];
-    Py_BEGIN_ALLOW_THREADS heads_all(&heads, n[4], (int)n[9]);
-    Py_END_ALLOW_THREADS return done(1);
+    Py_BEGIN_ALLOW_THREADS
+    heads_all(&heads, n[4], (int)n[9]);
+    Py_END_ALLOW_THREADS
+    return done(1);
 }
 
 static PyObject *attend(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -622,8 +633,10 @@ static PyObject *attend(PyObject *self, PyObject *const *args, Py_ssize_t count)
     a.q = (void *)n[0], a.k = (void *)n[1], a.v = (void *)n[2], a.out = (void *)n[3];
     a.q_token = n[4], a.q_head = n[5], a.k_token = n[6], a.k_head = n[7], a.v_token = n[8], a.v_head = n[9];
     a.out_token = n[10], a.keys = n[12], a.heads = n[13], a.width = n[14];
-    Py_BEGIN_ALLOW_THREADS enough = attention_all(&a, n[11], (int)n[15]);
-    Py_END_ALLOW_THREADS return done(enough);
+    Py_BEGIN_ALLOW_THREADS
+    enough = attention_all(&a, n[11], (int)n[15]);
+    Py_END_ALLOW_THREADS
+    return done(enough);
 }
 
 static PyObject *norm_pictures(PyObject *self, PyObject *const *args, Py_ssize_t count)
@@ -636,8 +649,10 @@ static PyObject *norm_pictures(PyObject *self, PyObject *const *args, Py_ssize_t
     int enough;
     norm.x = (void *)n[0], norm.residual = (void *)n[1], norm.weight = (void *)n[2], norm.bias = (void *)n[3];
     norm.out = (void *)n[4], norm.pixels = n[6], norm.channels = n[7], norm.groups = n[8], norm.silu = (int)n[9];
-    Py_BEGIN_ALLOW_THREADS enough = norm_all(&norm, n[5], (int)n[10]);
-    Py_END_ALLOW_THREADS return done(enough);
+    Py_BEGIN_ALLOW_THREADS
+    enough = norm_all(&norm, n[5], (int)n[10]);
+    Py_END_ALLOW_THREADS
+    return done(enough);
 }
 
 static PyObject *level(PyObject *self, PyObject *none)
@@ -660,4 +675,12 @@ static PyMethodDef METHODS[] = {
 
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, "_avx512", "See avx512.py.", 0, METHODS, NULL, NULL, NULL, NULL};
 
-PyMODINIT_FUNC PyInit__avx512(void) { return PyModule_Create(&MODULE); }
+PyMODINIT_FUNC PyInit__avx512(void)
+{
+    PyObject *module = PyModule_Create(&MODULE);
+    if (module && PyModule_AddStringConstant(module, "SOURCE", SOURCE) < 0) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

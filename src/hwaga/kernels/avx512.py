@@ -8,7 +8,11 @@ torch's as ``cpu`` puts them together.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -29,6 +33,9 @@ def _compiled() -> tuple[ModuleType | None, int]:
         from hwaga.kernels import _avx512
     except ImportError:  # not compiled, or torch brings no OpenMP that it could be linked with
         return None, NOTHING
+    # Addresses are handed over: what was compiled from another version of the source must not be called.
+    if sha256(Path(__file__).with_suffix(".c").read_bytes()).hexdigest() != _avx512.SOURCE:
+        return None, NOTHING
     return _avx512, _avx512.level()
 
 
@@ -38,12 +45,13 @@ def level() -> int:
 
 
 def can_run(*tensors: Tensor | None) -> bool:
-    """Whether the operations take such tensors: of one number format, and dense along their last axis."""
+    """Whether the operations take such tensors: the host's, of one number format, and dense along their last axis."""
     if not level():
         return False
     dtype = next(tensor.dtype for tensor in tensors if tensor is not None)
     return dtype in (torch.float32, HALF) and all(
-        tensor is None or (tensor.dtype == dtype and tensor.stride(-1) == 1) for tensor in tensors
+        tensor is None or (tensor.dtype == dtype and tensor.stride(-1) == 1 and tensor.device.type == "cpu")
+        for tensor in tensors
     )
 
 
@@ -64,12 +72,15 @@ def _norm_rows(
 ) -> tuple[Tensor, Tensor]:
     module, _ = _compiled()
     assert module is not None
+    assert update is None or update.shape == x.shape
+    assert all(factor is None or factor.shape[1] == x.shape[1] for factor in (gate, gain))
     x, update = x.contiguous(), None if update is None else update.contiguous()
     row_of = None
     if isinstance(row, Tensor):
+        assert row.shape == x.shape[:1]
         row_of = row.to(torch.int64).contiguous()
     else:
-        gate, gain = (None if factor is None else factor[row : row + 1] for factor in (gate, gain))
+        gate, gain = (None if factor is None else factor[row][None] for factor in (gate, gain))
     total = x if update is None else torch.empty_like(x)
     normed = total if gain is None else torch.empty_like(x)
     module.norm_rows(
@@ -86,7 +97,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     assert gate_up.is_contiguous()
     tokens, hidden = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(tokens, hidden)
-    module.swiglu(gate_up.data_ptr(), out.data_ptr(), tokens, hidden, gate_up.dtype == HALF, 0.0)
+    module.swiglu(gate_up.data_ptr(), out.data_ptr(), tokens, hidden, gate_up.dtype == HALF)
     return out
 
 
@@ -106,6 +117,8 @@ def turned_heads(
     """See ``reference.turned_heads``, for pairs of neighbouring channels. ``qkv`` is written over."""
     module, _ = _compiled()
     assert module is not None
+    assert rotation.dtype == torch.complex64
+    assert 2 * rotation.numel() * (heads[0] + 2 * heads[1]) == qkv.numel()
     rotation = rotation.contiguous()
     queries, kv = heads
     tokens, channels = qkv.shape
@@ -142,13 +155,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, runs: int) -> Tensor:
     module, _ = _compiled()
     assert module is not None
     tokens, heads, width = q.shape
+    assert tokens % runs == 0
     out = q.new_empty(tokens, heads * width)
     if out.numel():
-        module.attend(
-            q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(),
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads * width,
-            runs, tokens // runs, heads, width, q.dtype == HALF, width**-0.5 * math.log2(math.e),
-        )  # fmt: skip
+        with _no_memory():
+            module.attend(
+                q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(),
+                *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads * width,
+                runs, tokens // runs, heads, width, q.dtype == HALF, width**-0.5 * math.log2(math.e),
+            )  # fmt: skip
     return out
 
 
@@ -158,7 +173,11 @@ def norms(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> b
         return False
     pictures = (x,) if residual is None else (x, residual)
     return all(
-        each.dtype == weight.dtype and each.is_contiguous(memory_format=torch.channels_last) for each in pictures
+        each.dtype == weight.dtype
+        and each.shape == x.shape
+        and each.device == x.device
+        and each.is_contiguous(memory_format=torch.channels_last)
+        for each in pictures
     )
 
 
@@ -179,11 +198,21 @@ def group_norm_silu(
     module, _ = _compiled()
     assert module is not None
     batch, channels, height, width = x.shape
-    module.norm_pictures(
-        x.data_ptr(), _address(residual), weight.data_ptr(), bias.data_ptr(), out.data_ptr(),
-        batch, height * width, channels, groups, silu, x.dtype == HALF, eps,
-    )  # fmt: skip
+    with _no_memory():
+        module.norm_pictures(
+            x.data_ptr(), _address(residual), weight.data_ptr(), bias.data_ptr(), out.data_ptr(),
+            batch, height * width, channels, groups, silu, x.dtype == HALF, eps,
+        )  # fmt: skip
     return out
+
+
+@contextmanager
+def _no_memory() -> Iterator[None]:
+    """What C says where there is no memory, as torch says it."""
+    try:
+        yield
+    except MemoryError as error:
+        raise torch.OutOfMemoryError("The host has no memory for an operation's sums.") from error
 
 
 def _address(tensor: Tensor | None) -> int:
