@@ -39,6 +39,13 @@ def _compiled() -> tuple[ModuleType | None, int]:
     return _avx512, _avx512.level()
 
 
+def _module() -> ModuleType:
+    """For operations whose tensors were found to be ones that it takes."""
+    module, _ = _compiled()
+    assert module is not None
+    return module
+
+
 def level() -> int:
     """What of it runs here."""
     return _compiled()[1]
@@ -70,8 +77,6 @@ def residual_norm(
 def _norm_rows(
     x: Tensor, update: Tensor | None, gate: Tensor | None, gain: Tensor | None, eps: float, row: int | Tensor
 ) -> tuple[Tensor, Tensor]:
-    module, _ = _compiled()
-    assert module is not None
     assert update is None or update.shape == x.shape
     assert all(factor is None or factor.shape[1] == x.shape[1] for factor in (gate, gain))
     x, update = x.contiguous(), None if update is None else update.contiguous()
@@ -83,7 +88,7 @@ def _norm_rows(
         gate, gain = (None if factor is None else factor[row][None] for factor in (gate, gain))
     total = x if update is None else torch.empty_like(x)
     normed = total if gain is None else torch.empty_like(x)
-    module.norm_rows(
+    _module().norm_rows(
         x.data_ptr(), _address(update), _address(gate), _address(gain), _address(row_of), total.data_ptr(), normed.data_ptr(),
         *x.shape, 0 if gate is None else gate.stride(0), 0 if gain is None else gain.stride(0), x.dtype == HALF, eps,
     )  # fmt: skip
@@ -92,12 +97,10 @@ def _norm_rows(
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """See ``reference.swiglu``."""
-    module, _ = _compiled()
-    assert module is not None
     assert gate_up.is_contiguous()
     tokens, hidden = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(tokens, hidden)
-    module.swiglu(gate_up.data_ptr(), out.data_ptr(), tokens, hidden, gate_up.dtype == HALF)
+    _module().swiglu(gate_up.data_ptr(), out.data_ptr(), tokens, hidden, gate_up.dtype == HALF)
     return out
 
 
@@ -115,8 +118,6 @@ def turned_heads(
     qkv: Tensor, heads: tuple[int, int], gains: tuple[Tensor, Tensor] | None, eps: float, rotation: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See ``reference.turned_heads``, for pairs of neighbouring channels. ``qkv`` is written over."""
-    module, _ = _compiled()
-    assert module is not None
     assert rotation.dtype == torch.complex64
     assert 2 * rotation.numel() * (heads[0] + 2 * heads[1]) == qkv.numel()
     rotation = rotation.contiguous()
@@ -124,7 +125,7 @@ def turned_heads(
     tokens, channels = qkv.shape
     width = channels // (queries + 2 * kv)
     q_gain, k_gain = gains or (None, None)
-    module.turn_heads(
+    _module().turn_heads(
         qkv.data_ptr(), _address(q_gain), _address(k_gain), rotation.data_ptr(),
         tokens, channels, queries, queries + kv, width, qkv.dtype == HALF, eps,
     )  # fmt: skip
@@ -152,14 +153,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, runs: int) -> Tensor:
     Returns:
         ``[tokens, heads * head_dim]``.
     """
-    module, _ = _compiled()
-    assert module is not None
     tokens, heads, width = q.shape
     assert tokens % runs == 0
     out = q.new_empty(tokens, heads * width)
     if out.numel():
         with _no_memory():
-            module.attend(
+            _module().attend(
                 q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(),
                 *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], heads * width,
                 runs, tokens // runs, heads, width, q.dtype == HALF, width**-0.5 * math.log2(math.e),
@@ -195,11 +194,9 @@ def group_norm_silu(
     """``silu(group_norm(x + residual))`` of pictures ``[batch, channels, height, width]`` in channels-last order. The sum is
     written over ``x``, the result to ``out``, which may be ``x``.
     """
-    module, _ = _compiled()
-    assert module is not None
     batch, channels, height, width = x.shape
     with _no_memory():
-        module.norm_pictures(
+        _module().norm_pictures(
             x.data_ptr(), _address(residual), weight.data_ptr(), bias.data_ptr(), out.data_ptr(),
             batch, height * width, channels, groups, silu, x.dtype == HALF, eps,
         )  # fmt: skip

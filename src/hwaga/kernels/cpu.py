@@ -1,4 +1,4 @@
-"""The operations as CPUs run them best: products by oneDNN with what follows in the same pass, few passes over tensors else.
+"""The operations on a CPU, put together from torch's: products by oneDNN, few passes over tensors else (see ``avx512``, too).
 
 ``product`` and ``gated_product`` stand for matrix products; the others have the meaning of their namesakes in ``reference``,
 for tensors that want no gradient. Between products a CPU's time goes by how often tensors are passed over and by how many

@@ -2,7 +2,8 @@
 
 On NVIDIA GPUs that have bfloat16, in a 16-bit format and where no gradient is asked for, pictures are kept in channels-last
 order and the operations are those of ``group_norm``, ``upsample`` and ``wide_attention``, which need Triton and are imported
-when the first such picture comes. Everywhere else they are those of ``reference``.
+when the first such picture comes. On CPUs with AVX-512 group norms are those of ``avx512``, in
+channels-last order too. Everything else is done by ``reference``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ M_ARENA_MAX = -8
 
 SPARE = 128 * 2**20
 """Bytes of freed memory that may stay for the next picture. A small picture on a CPU is computed in less, and the system would
-take a tenth of its time to hand out the same pages again for each."""
+have to hand out the same pages again for each."""
 
 
 class _Statistics(ctypes.Structure):
